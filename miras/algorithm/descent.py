@@ -1,0 +1,50 @@
+"""First-order algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from miras.algorithm.base import LinearAlgorithm, Slots, check_rate
+from miras.gates import ETA, THETA, Gate
+
+
+@dataclass(frozen=True)
+class GradientDescent(LinearAlgorithm):
+    """step_t = eta_t grad_t (arXiv 2504.13173 eq. 5), the algorithm of Moneta, Yaad and Memora.
+
+    Args:
+        rate: "none" or "input", see `Algorithm`.
+    """
+
+    rate: Literal["none", "input"] = "none"
+
+    def __post_init__(self) -> None:
+        check_rate("GradientDescent", self.rate)
+
+    def step(self, grad: Tensor, slots: Slots, gates: Mapping[str, Tensor]) -> tuple[Tensor, Slots]:
+        return gates["eta"] * grad, ()
+
+
+@dataclass(frozen=True)
+class Momentum(LinearAlgorithm):
+    """S_t = theta_t S_{t-1} + eta_t grad_t, step_t = S_t: past and momentary surprise (Titans, arXiv 2501.00663).
+
+    Args:
+        rate: "none" or "input", see `Algorithm`.
+    """
+
+    gates: ClassVar[tuple[Gate, ...]] = (ETA, THETA)
+    slots: ClassVar[int] = 1
+
+    rate: Literal["none", "input"] = "none"
+
+    def __post_init__(self) -> None:
+        check_rate("Momentum", self.rate)
+
+    def step(self, grad: Tensor, slots: Slots, gates: Mapping[str, Tensor]) -> tuple[Tensor, Slots]:
+        surprise = gates["theta"] * slots[0] + gates["eta"] * grad
+        return surprise, (surprise,)

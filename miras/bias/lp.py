@@ -1,0 +1,86 @@
+"""l_p losses: Moneta's p = 3, the value-less p = 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from miras.bias.base import Bias
+from miras.errors import UsageError
+
+# |x| = sqrt(x^2 + eps), the paper's remark 5.
+EPS = 1e-6
+
+
+def _check_form(name: str, form: str, sharpness: float) -> None:
+    if form not in ("smooth", "paper"):
+        raise UsageError(f"{name}: form must be 'smooth' or 'paper', got {form!r}.")
+    if sharpness <= 0:
+        raise UsageError(f"{name}: sharpness must be positive, got {sharpness}.")
+
+
+@dataclass(frozen=True)
+class Lp(Bias):
+    """L = sum_j (r_j^2 + eps)^(p/2), r = y - v (arXiv 2504.13173 eq. 10-11).
+
+    `form="smooth"` is the gradient p r (r^2 + eps)^((p-2)/2) of that loss; `form="paper"` replaces the sign by
+    tanh(sharpness r) and |r| by sqrt(r^2 + eps) separately, p tanh(a r) (r^2 + eps)^((p-1)/2), which is the gradient of
+    no loss in closed form. The paper does not give its sharpness.
+
+    Args:
+        p: exponent, at least 1. p > 2 amplifies large errors, so `clip` is on there.
+        form: "smooth" or "paper".
+        sharpness: a of tanh(a r) in the paper's form.
+        clip: shorten each token's gradient to norm sqrt(d); None means p > 2.
+    """
+
+    p: float = 3.0
+    form: Literal["smooth", "paper"] = "smooth"
+    sharpness: float = 10.0
+    clip: bool | None = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if not self.p >= 1:
+            raise UsageError(f"Lp: p must be at least 1, got {self.p}.")
+        _check_form("Lp", self.form, self.sharpness)
+        if self.clip is None:
+            object.__setattr__(self, "clip", self.p > 2)
+
+    def loss(self, y: Tensor, v: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
+        return ((y - v).square() + EPS).pow(self.p / 2).sum(-1)
+
+    def grad(self, y: Tensor, v: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
+        r = y - v
+        size = r.square() + EPS
+        if self.form == "paper":
+            return self.p * torch.tanh(self.sharpness * r) * size.pow((self.p - 1) / 2)
+        return self.p * r * size.pow((self.p - 2) / 2)
+
+
+@dataclass(frozen=True)
+class L1(Bias):
+    """Value-less memory, L = sum_j sqrt(r_j^2 + eps): only the sign of the error is written (arXiv 2504.13173 eq. 12).
+
+    Args:
+        form: "smooth", r / sqrt(r^2 + eps), or "paper", tanh(sharpness r).
+        sharpness: a of the paper's form.
+        clip: shorten each token's gradient to norm sqrt(d), which it never exceeds: without effect here.
+    """
+
+    form: Literal["smooth", "paper"] = "smooth"
+    sharpness: float = 10.0
+    clip: bool = False
+
+    def __post_init__(self) -> None:
+        _check_form("L1", self.form, self.sharpness)
+
+    def loss(self, y: Tensor, v: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
+        return ((y - v).square() + EPS).sqrt().sum(-1)
+
+    def grad(self, y: Tensor, v: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
+        r = y - v
+        return torch.tanh(self.sharpness * r) if self.form == "paper" else r * (r.square() + EPS).rsqrt()

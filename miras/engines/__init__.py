@@ -1,0 +1,234 @@
+"""Running a mixer over tokens: one call, whichever engine evaluates it.
+
+Every engine computes the function that `recurrence` defines. `plan` says which one runs, `explain` why not the others, and
+`engine=` overrides the choice.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from miras.attention import Attention, CacheState
+from miras.engines import chunk, exact
+from miras.errors import UsageError, near
+from miras.gates import Gate
+from miras.layout import Layout, layout
+from miras.mixer import Mixer
+from miras.recurrence import recurrence
+from miras.rule import Rule, State
+
+
+class Engine(NamedTuple):
+    """A way to evaluate a rule.
+
+    Attributes:
+        name: for `engine=`.
+        about: one line for people.
+        refuses: (rule) -> why it cannot run the rule, or None.
+        run: (rule, state, q, k, v, gates, layout, fresh) -> (y, state).
+    """
+
+    name: str
+    about: str
+    refuses: Callable[[Rule], str | None]
+    run: Callable[..., tuple[Tensor, Any]]
+
+
+def _token_loop(
+    rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Mapping[str, Tensor], where: Layout, fresh: bool
+) -> tuple[Tensor, State]:
+    del fresh
+    valid = None if where.dense else where.padded().valid
+    head_first = [where.to_rows(x).transpose(1, 2) for x in (q, k, v)]
+    gates = {n: where.to_rows(g).transpose(1, 2) for n, g in gates.items()}
+    y, state = recurrence(rule, state, *head_first, gates, valid)
+    return where.from_rows(y.transpose(1, 2)), state
+
+
+# In order of preference.
+ENGINES = (
+    Engine("exact", "exact parallel form of a linear memory at chunk 1, by tiles", exact.refuses, exact.run),
+    Engine("chunk", "a chunk at a time by matrix products", chunk.refuses, chunk.run),
+    Engine("recurrence", "the definition, token by token", lambda rule: None, _token_loop),
+)
+
+
+def explain(rule: Rule) -> dict[str, str]:
+    """What each engine says of a rule, in order of preference: "chosen", "possible" or the reason why it cannot run it."""
+    said = {}
+    for engine in ENGINES:
+        reason = engine.refuses(rule)
+        said[engine.name] = reason or ("possible" if "chosen" in said.values() else "chosen")
+    return said
+
+
+def plan(rule: Rule, engine: str = "auto") -> Engine:
+    """The engine that runs a rule on more than one token.
+
+    Raises:
+        UsageError: an unknown engine, or one that cannot run the rule, with the reason.
+    """
+    if engine == "auto":
+        return next(e for e in ENGINES if e.refuses(rule) is None)
+    for candidate in ENGINES:
+        if candidate.name == engine:
+            if reason := candidate.refuses(rule):
+                raise UsageError(f"engine {engine!r} cannot run this rule: {reason}. Write engine='auto'.")
+            return candidate
+    raise UsageError(f"engine is {engine!r}, which does not exist." + near(engine, [e.name for e in ENGINES] + ["auto"]))
+
+
+def run(
+    mixer: Mixer,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Mapping[str, Tensor] | None = None,
+    state: State | CacheState | None = None,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    engine: str = "auto",
+    validate: bool = False,
+    where: Layout | None = None,
+) -> tuple[Tensor, Any]:
+    """Read a sequence and learn from it.
+
+    Args:
+        mixer: a `Rule` or `Attention`.
+        q: queries [B, T, H, d_k].
+        k: keys [B, T, H, d_k].
+        v: values [B, T, H, d_v]. q and k may have fewer heads, each then serving a group of value heads.
+        gates: {name: [B, T, H, 1] per head or [B, T, H, d] per channel}, one for each of `mixer.gates`: log_alpha <= 0,
+            0 <= eta, 0 <= theta < 1, 0 < delta.
+        state: where to go on from, as returned by the last call or by `rule.init(weights)`, N rows; None: from nothing,
+            for memories that start at zero and for attention.
+        mask: bool [B, T], false for padding on either side.
+        cu_seqlens: int [N + 1], sequences packed into one row.
+        engine: "auto", "exact", "chunk" or "recurrence"; all give the same numbers.
+        validate: check ranges and finiteness too, which waits for the device.
+        where: the call's layout if already made (then mask and cu_seqlens are not looked at).
+
+    Returns:
+        y [B, T, H, d_v] in the dtype of v, zero at padding, and the state after the last token of each sequence.
+
+    Raises:
+        UsageError: shapes, dtypes, gates or a state that do not fit, with what was got and what was expected.
+    """
+    gates = dict(gates or {})
+    _check_tokens(q, k, v)
+    where = where or layout(q.shape[0], q.shape[1], mask, cu_seqlens, q.device)
+    if q.shape[2] != v.shape[2] and isinstance(mixer, Rule):
+        q, k = (x.repeat_interleave(v.shape[2] // q.shape[2], 2) for x in (q, k))
+    if isinstance(mixer, Attention):
+        if gates or isinstance(state, State):
+            raise UsageError("Attention: has no gates and continues only from a state of its own.")
+        return mixer.attend(q, k, v, state, where)
+    assert isinstance(mixer, Rule)
+    _check_gates(mixer, gates, k, v, validate)
+    # The state is at least float32, whatever the activations are in: decay of 0.9997 is 1.0 in bfloat16.
+    dtype = torch.promote_types(v.dtype, torch.float32)
+    fresh = state is None or mixer.chunk == 1
+    if state is None:
+        state = _zero_state(mixer, q, v, where.rows, dtype)
+    _check_state(mixer, state, q, v, where)
+    if where.dense and q.shape[1] == 1 and engine == "auto":
+        chosen = ENGINES[-1]
+    elif engine == "auto" and any(g.shape[-1] > 1 for g in gates.values()) and exact.refuses(mixer, gates):
+        chosen = next(e for e in ENGINES[1:] if e.refuses(mixer) is None)
+    else:
+        chosen = plan(mixer, engine)
+    inner = {n: g.to(dtype) for n, g in gates.items()}
+    y, state = chosen.run(mixer, state, q.to(dtype), k.to(dtype), v.to(dtype), inner, where, fresh)
+    return y.to(v.dtype), state
+
+
+def _zero_state(rule: Rule, q: Tensor, v: Tensor, rows: int, dtype: torch.dtype) -> State:
+    leaves = rule.leaves(q.shape[-1], v.shape[-1])
+    if any(leaf.std for leaf in leaves.values()):
+        raise UsageError(
+            f"run: {rule.memory} starts from a learned memory, so it needs a state. "
+            "Write state=rule.init(rule.initial(heads, d_k, d_v), batch=B)."
+        )
+    weights = {n: v.new_zeros(v.shape[2], leaf.rows, leaf.cols, dtype=dtype) for n, leaf in leaves.items()}
+    return rule.init(weights, batch=rows)
+
+
+def _check_tokens(q: Tensor, k: Tensor, v: Tensor) -> None:
+    got = f"got q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
+    if not (q.dim() == k.dim() == v.dim() == 4) or q.shape != k.shape or q.shape[:2] != v.shape[:2]:
+        raise UsageError(f"run: expected q and k [B, T, H, d_k] and v [B, T, H, d_v], {got}.")
+    if v.shape[2] % q.shape[2] != 0 or 0 in v.shape or 0 in q.shape:
+        raise UsageError(f"run: the heads of v must be a multiple of those of q and k, and no axis empty, {got}.")
+    if not (q.dtype == k.dtype == v.dtype and v.dtype.is_floating_point):
+        raise UsageError(f"run: q, k and v must have one floating-point dtype, got {q.dtype}, {k.dtype}, {v.dtype}.")
+
+
+def _check_gates(rule: Rule, gates: Mapping[str, Tensor], k: Tensor, v: Tensor, validate: bool) -> None:
+    expected = {g.name: g for g in rule.gates}
+    for name in gates:
+        if name not in expected:
+            raise UsageError(f"run: gate {name!r} is not one of this rule's." + near(name, list(expected)))
+    for name, gate in expected.items():
+        if name not in gates:
+            raise UsageError(f"run: the rule needs gate {name!r} ({gate.meaning}); got {sorted(gates) or 'no gates'}.")
+        shape, widths = gates[name].shape, (1, k.shape[-1], v.shape[-1])
+        if shape[:-1] != v.shape[:-1] or shape[-1] not in widths:
+            raise UsageError(
+                f"run: gate {name!r} must be {[*v.shape[:-1], 1]} per head or with {v.shape[-1]} channels, got {list(shape)}."
+            )
+        if shape[-1] > 1:
+            _check_channels(rule, gate, k.shape[-1], v.shape[-1], shape[-1])
+        if validate:
+            _check_range(gate, gates[name])
+    if validate:
+        _warn_of_overshoot(rule, gates, k)
+
+
+def _check_channels(rule: Rule, gate: Gate, d_k: int, d_v: int, width: int) -> None:
+    if not gate.channel:
+        raise UsageError(f"run: gate {gate.name!r} of {rule.bias} is one number per head, got {width} channels.")
+    if gate.name == "delta":
+        return
+    if gate.name == "log_alpha" and (reason := rule.channel_conflict(d_k, d_v)):
+        raise UsageError(f"run: {reason}; give log_alpha per head, [B, T, H, 1].")
+    for name, leaf in rule.leaves(d_k, d_v).items():
+        size = leaf.rows if leaf.channel == -2 else leaf.cols
+        if leaf.channel is not None and size != width:
+            raise UsageError(f"run: gate {gate.name!r} acts on the {size} channels of matrix {name}, got {width}.")
+
+
+def _check_range(gate: Gate, value: Tensor) -> None:
+    low, high = value.min().item(), value.max().item()
+    # Written so that NaN fails.
+    if not (gate.low <= low and high <= gate.high):
+        raise UsageError(
+            f"run: gate {gate.name!r} must lie in [{gate.low:g}, {gate.high:g}], got values from {low:g} to {high:g}."
+        )
+
+
+def _warn_of_overshoot(rule: Rule, gates: Mapping[str, Tensor], k: Tensor) -> None:
+    step = gates["eta"].max().item() * rule.chunk * k.square().sum(-1).max().item()
+    if step > 2:
+        warnings.warn(
+            f"run: eta chunk |k|^2 reaches {step:.2g}; beyond 2 a key repeated through a chunk is stepped past its value. "
+            "Use a smaller eta or chunk, or keys of norm 1.",
+            stacklevel=4,
+        )
+
+
+def _check_state(rule: Rule, state: Any, q: Tensor, v: Tensor, where: Layout) -> None:
+    if not isinstance(state, State):
+        raise UsageError(f"run: a Rule continues from a State of its own, got {type(state).__name__}.")
+    leaves = rule.leaves(q.shape[-1], v.shape[-1])
+    expected = {n: [where.rows, v.shape[2], leaf.rows, leaf.cols] for n, leaf in leaves.items()}
+    got = {n: list(a.shape) for n, a in state.dual.items()}
+    if got != expected:
+        raise UsageError(f"run: the state belongs to another rule, size or batch: expected matrices {expected}, got {got}.")
+    slots = {n: len(s) for n, s in state.slots.items()}
+    if any(n != rule.algorithm.slots for n in slots.values()) or bool(state.home) != (rule.retention.to == "initial"):
+        raise UsageError(f"run: the state belongs to another rule than {rule.retention} with {rule.algorithm}.")

@@ -1,0 +1,6 @@
+"""Axis 1, memory architecture."""
+
+from miras.memory.base import Memory as Memory
+from miras.memory.linear import Linear as Linear
+from miras.memory.linear import Vector as Vector
+from miras.memory.mlp import MLP as MLP

@@ -1,0 +1,87 @@
+"""Axis 3, retention gate: what is kept."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from miras.errors import UsageError
+from miras.gates import ALPHA, Gate
+from miras.registry import Axis
+from miras.weights import ROWS, Leaf, Outer
+
+
+class Retention(Axis):
+    """How the state takes a step, and how weights are read off it.
+
+    The state A lives in dual coordinates; the memory reads W = link(A). A final class is a frozen dataclass with the field
+    `to`: "zero" to decay to zero, "initial" to decay to the learned initial memory (A is then stored relative to it).
+    """
+
+    axis = "retention"
+    to: Literal["zero", "initial"]
+    gates: ClassVar[tuple[Gate, ...]] = (ALPHA,)
+    on_simplex: ClassVar[bool] = False  # the link normalises along the simplex axis, where alpha must then be constant
+    singular_at_zero: ClassVar[bool] = False  # the link has no finite slope at a zero matrix
+
+    @abstractmethod
+    def primal(self, dual: Tensor, leaf: Leaf) -> Tensor:
+        """The weights W = link(A), [..., o, i]."""
+
+    @abstractmethod
+    def retain(self, dual: Tensor, step: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
+        """The next dual, from the present one and the algorithm's step (which is subtracted). `gates` holds alpha."""
+
+    @abstractmethod
+    def slope0(self, leaf: Leaf) -> float:
+        """Slope of the link where the dual is constant: how much a step in dual coordinates moves the weights."""
+
+
+class MirrorRetention(Retention):
+    """Retention that is linear in dual coordinates, A_t = alpha_t A_{t-1} - step_t: a chunk of it is one product."""
+
+    def retain(self, dual: Tensor, step: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
+        return (gates["alpha"] * dual if "alpha" in gates else dual) - step
+
+
+class SlopedRetention(MirrorRetention):
+    """A mirror retention whose link has a chunk-wise linear form, `link_at="chunk"`.
+
+    W_t = link(O) + slope(O) centre(A_t - O) within the chunk that began at O.
+    """
+
+    @abstractmethod
+    def slope(self, origin: Tensor, leaf: Leaf) -> Tensor:
+        """Slope of the link at the origin O of a chunk, [..., 1 | o, 1 | i] with at least one 1; differentiable."""
+
+    def centre(self, dual: Tensor, leaf: Leaf) -> Tensor:
+        """The part of a dual that the link sees: a softmax does not see a constant along its axis."""
+        return dual - dual.mean(leaf.simplex, keepdim=True) if self.on_simplex else dual
+
+    def centre_outer(self, grad: Outer, leaf: Leaf) -> Outer:
+        """`centre` of a rank-one term, as a rank-one term."""
+        if not self.on_simplex:
+            return grad
+        left, right = grad
+        if leaf.simplex == ROWS:
+            return Outer(left - left.mean(-1, keepdim=True), right)
+        return Outer(left, right - right.mean(-1, keepdim=True))
+
+
+class EuclideanRetention(MirrorRetention):
+    """Dual and primal coordinates coincide, so that reads need no materialised weights."""
+
+    def primal(self, dual: Tensor, leaf: Leaf) -> Tensor:
+        return dual
+
+    def slope0(self, leaf: Leaf) -> float:
+        return 1.0
+
+
+def check_to(name: str, to: str) -> None:
+    """Refuse a target of decay that does not exist."""
+    if to not in ("zero", "initial"):
+        raise UsageError(f"{name}: to must be 'zero' or 'initial', got {to!r}.")

@@ -1,0 +1,202 @@
+"""Fast weights as matrices and as operators.
+
+A memory touches a weight only through `mv` (W x) and `tmv` (W^T u), so one reading code serves the token loop, the chunk
+engine and decoding, whether the weight is a plain tensor, one matrix per token, or a sum that is never written out.
+
+Shapes: `...` is (batch, head); C tokens; a matrix has o rows and i columns; gates have a last axis of 1 (one value per
+head) or of the matrix' model-channel axis (one value per channel).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+ROWS, COLUMNS = -2, -1
+
+
+class Leaf(NamedTuple):
+    """What an axis may need to know about one matrix of a memory.
+
+    Attributes:
+        rows: o, the size of its output.
+        cols: i, the size of its input.
+        channel: the axis that carries model channels (`ROWS`, `COLUMNS`), along which channel gates act; None: no such axis.
+        simplex: the axis that a softmax normalises.
+        power: expected squared norm of its input.
+        std: standard deviation of its initial entries; 0 means that it starts at zero and is not learned.
+    """
+
+    rows: int
+    cols: int
+    channel: int | None
+    simplex: int
+    power: float
+    std: float
+
+    @property
+    def simplex_size(self) -> int:
+        """Number of entries that one softmax normalises."""
+        return self.rows if self.simplex == ROWS else self.cols
+
+
+class Operator(Protocol):
+    """One matrix per token, in whatever form."""
+
+    def mv(self, x: Tensor) -> Tensor:
+        """W_t x_t for each of the C tokens, [..., C, i] -> [..., C, o]."""
+        ...
+
+    def tmv(self, u: Tensor) -> Tensor:
+        """W_t^T u_t for each of the C tokens, [..., C, o] -> [..., C, i]."""
+        ...
+
+
+Weight = Tensor | Operator
+Weights = dict[str, Weight]
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """A product whose operands follow autocast and whose result keeps the dtype of `a` (the state stays in float32)."""
+    return torch.matmul(a, b).to(a.dtype)
+
+
+def mv(weight: Weight, x: Tensor) -> Tensor:
+    """W x for a weight in any form. A tensor without batch axis, [H, o, i], is shared by the batch."""
+    if not isinstance(weight, Tensor):
+        return weight.mv(x)
+    if weight.dim() < x.dim():
+        # One product over all rows of the batch; broadcasting would first copy the matrix for each of them.
+        flat = x.transpose(0, 1).flatten(1, 2)
+        return matmul(flat, weight.mT).unflatten(1, (x.shape[0], x.shape[2])).transpose(0, 1)
+    return matmul(x, weight.mT)
+
+
+def tmv(weight: Weight, u: Tensor) -> Tensor:
+    """W^T u for a weight in any form."""
+    return matmul(u, weight) if isinstance(weight, Tensor) else weight.tmv(u)
+
+
+class Outer(NamedTuple):
+    """Per-token gradient of one matrix, left_t (x) right_t: left [..., C, o], right [..., C, i]."""
+
+    left: Tensor
+    right: Tensor
+
+    def dense(self) -> Tensor:
+        """[..., C, o, i]."""
+        return self.left.unsqueeze(-1) * self.right.unsqueeze(-2)
+
+
+class PerToken(NamedTuple):
+    """One materialised matrix per token, matrix [..., C, o, i]."""
+
+    matrix: Tensor
+
+    def mv(self, x: Tensor) -> Tensor:
+        """See `Operator`."""
+        return matmul(self.matrix, x.unsqueeze(-1)).squeeze(-1)
+
+    def tmv(self, u: Tensor) -> Tensor:
+        """See `Operator`."""
+        return matmul(self.matrix.mT, u.unsqueeze(-1)).squeeze(-1)
+
+
+class Scaled(NamedTuple):
+    """W_t = sum_j coef[t, j] (.) base_j, the coefficients along `axis` where they are per channel.
+
+    bases: matrices [..., o, i] or, shared by the batch, [H, o, i]; coef [..., C, J, 1 | channels]; a coefficient that is
+    always 1 is left out: bases beyond the J-th have none.
+    """
+
+    bases: tuple[Tensor, ...]
+    coef: Tensor
+    axis: int | None
+
+    @property
+    def _on_columns(self) -> bool:
+        return self.coef.shape[-1] > 1 and self.axis == COLUMNS
+
+    def mv(self, x: Tensor) -> Tensor:
+        """See `Operator`."""
+        y = None
+        for j, base in enumerate(self.bases):
+            if j >= self.coef.shape[-2]:
+                term = mv(base, x)
+            elif self._on_columns:
+                term = mv(base, self.coef[..., j, :] * x)
+            else:
+                term = self.coef[..., j, :] * mv(base, x)
+            y = term if y is None else y + term
+        assert y is not None
+        return y
+
+    def tmv(self, u: Tensor) -> Tensor:
+        """See `Operator`."""
+        x = None
+        for j, base in enumerate(self.bases):
+            if j >= self.coef.shape[-2]:
+                term = tmv(base, u)
+            elif self._on_columns:
+                term = self.coef[..., j, :] * tmv(base, u)
+            else:
+                term = tmv(base, self.coef[..., j, :] * u)
+            x = term if x is None else x + term
+        assert x is not None
+        return x
+
+    def dense(self) -> Tensor:
+        """[..., C, o, i]."""
+        total = None
+        for j, base in enumerate(self.bases):
+            base = base.unsqueeze(-3)
+            term = base if j >= self.coef.shape[-2] else along(self.coef[..., j, :], self.axis) * base
+            total = term if total is None else total + term
+        assert total is not None
+        return total
+
+
+class Unrolled(NamedTuple):
+    """W_t = (bases)_t + sum_s coef[t, s] (.) left_s (x) right_s, never materialised: a C x C product instead.
+
+    coef [..., C, C, 1 | channels], zero above the diagonal.
+    """
+
+    bases: Scaled
+    grad: Outer
+    coef: Tensor
+
+    def mv(self, x: Tensor) -> Tensor:
+        """See `Operator`."""
+        left, right = self.grad
+        y = self.bases.mv(x)
+        if self.coef.shape[-1] == 1:
+            return y + matmul(self.coef[..., 0] * matmul(x, right.mT), left)
+        if self.bases.axis == ROWS:
+            return y + torch.einsum("...ts,...tso,...so->...to", matmul(x, right.mT), self.coef, left)
+        return y + matmul(torch.einsum("...ti,...tsi,...si->...ts", x, self.coef, right), left)
+
+    def tmv(self, u: Tensor) -> Tensor:
+        """See `Operator`."""
+        left, right = self.grad
+        x = self.bases.tmv(u)
+        if self.coef.shape[-1] == 1:
+            return x + matmul(self.coef[..., 0] * matmul(u, left.mT), right)
+        if self.bases.axis == ROWS:
+            return x + matmul(torch.einsum("...to,...tso,...so->...ts", u, self.coef, left), right)
+        return x + torch.einsum("...ts,...tsi,...si->...ti", matmul(u, left.mT), self.coef, right)
+
+    def dense(self) -> Tensor:
+        """[..., C, o, i], the C steps of which weigh as much as the state each."""
+        outer = self.grad.dense()
+        if self.coef.shape[-1] == 1:
+            return self.bases.dense() + torch.einsum("...ts,...soi->...toi", self.coef[..., 0], outer)
+        pattern = "...tso,...soi->...toi" if self.bases.axis == ROWS else "...tsi,...soi->...toi"
+        return self.bases.dense() + torch.einsum(pattern, self.coef, outer)
+
+
+def along(gate: Tensor, axis: int | None) -> Tensor:
+    """A gate [..., 1 | channels] made broadcastable against matrices [..., o, i] whose channels lie along `axis`."""
+    return gate.unsqueeze(-2) if gate.shape[-1] > 1 and axis == COLUMNS else gate.unsqueeze(-1)
