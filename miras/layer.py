@@ -65,19 +65,18 @@ class ShortConv(nn.Module):
         state = state.to(x.dtype)
         if where.dense:
             past = torch.cat([state, x], 1)
-            lags = [past[:, j : j + where.length] for j in range(self.width)]
-            new_state = past[:, where.length :]
-        else:
-            source = torch.cat([x.flatten(0, 1), state.flatten(0, 1)])
-            lags = [take(source, self._token(where, where.row, where.rank - j)) for j in range(self.width - 1, -1, -1)]
-            lags = [torch.where(where.valid[..., None], lag, 0.0) for lag in lags]
-            rows = torch.arange(where.rows, device=x.device)[:, None]
-            last = where.count[:, None] + torch.arange(1 - self.width, 0, device=x.device)
-            new_state = take(source, self._token(where, rows, last))
-        y = lags[0] * self.weight[0]
-        for lag, weight in zip(lags[1:], self.weight[1:], strict=True):
-            y = y + lag * weight
-        return F.silu(y), new_state
+            # As a channels-last 2-D convolution: three times as fast on a CPU as conv1d or shifted products.
+            image = past.mT.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+            y = F.conv2d(image, self.weight.t()[:, None, None], groups=x.shape[-1])
+            return F.silu(y.squeeze(2).mT), past[:, where.length :]
+        source = torch.cat([x.flatten(0, 1), state.flatten(0, 1)])
+        y = torch.zeros_like(x)
+        for lag, weight in enumerate(self.weight.flip(0)):
+            token = torch.where(where.valid, self._token(where, where.row, where.rank - lag), -1)
+            y = y + take(source, token) * weight
+        rows = torch.arange(where.rows, device=x.device)[:, None]
+        last = where.count[:, None] + torch.arange(1 - self.width, 0, device=x.device)
+        return F.silu(y), take(source, self._token(where, rows, last))
 
     def _token(self, where: Layout, row: Tensor, rank: Tensor) -> Tensor:
         """Number of a sequence's token by its rank; ranks below 0 lie in the state, which stands behind all tokens."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,10 @@ def recurrence(
     Returns:
         y [B, H, T, d_v] (0 where there is no token) and the state after the last token.
     """
+    if valid is not None:
+        # Selection keeps NaN out of values; out of outer gradients only if no formula has met it.
+        q, k, v = (_where(valid, x, 0.0) for x in (q, k, v))
+        gates = {n: _where(valid, g, 0.0 if n == "log_alpha" else 1.0) for n, g in gates.items()}
     leaves = rule.leaves(q.shape[-1], v.shape[-1])
     seen = {n: rule.leaf_gates(leaf, gates) for n, leaf in leaves.items()}
     outputs = []
@@ -39,10 +45,10 @@ def recurrence(
         grad = rule.gradient(weights, state.slow, k[..., here, :], v[..., here, :], token(gates, t))
         dual, slots = {}, {}
         for n, a in state.dual.items():
-            new, new_slots = rule.update(a, state.slots[n], grad[n].dense().squeeze(-3), at_t[n])
+            new, new_slots = rule.update(a, state.slots[n], rule.rate(leaves[n]) * grad[n].dense().squeeze(-3), at_t[n])
             dual[n] = _where(keep, new, a)
             slots[n] = tuple(_where(keep, x, old) for x, old in zip(new_slots, state.slots[n], strict=True))
-        state = State(dual, slots, origin, state.offset, state.home, state.slow)
+        state = replace(state, dual=dual, slots=slots, origin=origin)
         y = rule.memory.read(rule.read_weights(state, leaves), q[..., here, :], state.slow)
         outputs.append(_where(keep, y, torch.zeros_like(y)))
         state = _advance(rule, state, keep)
@@ -54,7 +60,7 @@ def _advance(rule: Rule, state: State, keep: Tensor | None) -> State:
     offset = state.offset + (1 if keep is None else keep.to(state.offset))
     full = offset == rule.chunk
     origin = dict(state.dual) if rule.chunk == 1 else {n: _where(full, a, state.origin[n]) for n, a in state.dual.items()}
-    return State(state.dual, state.slots, origin, torch.where(full, 0, offset), state.home, state.slow)
+    return replace(state, origin=origin, offset=torch.where(full, 0, offset), aligned=rule.chunk == 1)
 
 
 def _where(keep: Tensor | None, new: Tensor, old: Tensor) -> Tensor:

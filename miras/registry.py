@@ -45,8 +45,8 @@ class Axis(ABC):
 
 
 def choices(axis: type[T]) -> dict[str, type[T]]:
-    """The final classes of one axis by name, in order of definition."""
-    return dict(axis.members)  # type: ignore[arg-type]
+    """The final classes of one axis by name, in order of definition; marker bases are no dataclasses."""
+    return {name: cls for name, cls in axis.members.items() if dataclasses.is_dataclass(cls)}  # type: ignore[misc]
 
 
 def to_config(part: Any) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from miras.errors import UsageError
 from miras.gates import Gate
 from miras.memory import Memory
 from miras.mixer import Mixer
-from miras.registry import from_config
+from miras.registry import choices, from_config
 from miras.retention import EuclideanRetention, Retention, SlopedRetention
 from miras.state import BatchState
 from miras.weights import Leaf, Outer, Weights, along
@@ -47,6 +47,7 @@ class State(BatchState):
         offset: tokens of the running chunk already seen, int64 [B].
         home: learned initial dual, {leaf: [H, o, i]}; empty where the rule decays to zero.
         slow: the memory's slow parameters, {name: [H, n]}.
+        aligned: every row is known to stand at the start of a chunk, without asking the device.
     """
 
     dual: dict[str, Tensor]
@@ -55,6 +56,7 @@ class State(BatchState):
     offset: Tensor
     home: dict[str, Tensor]
     slow: dict[str, Tensor]
+    aligned: bool = False
 
     shared: ClassVar[tuple[str, ...]] = ("home", "slow")
 
@@ -177,7 +179,7 @@ class Rule(Mixer):
         slots = {n: tuple(torch.zeros_like(w) for _ in range(self.algorithm.slots)) for n, w in start.items()}
         rows = next(iter(start.values()))
         offset = torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
-        return State(start, slots, dict(start), offset, home, dict(slow))
+        return State(start, slots, dict(start), offset, home, dict(slow), aligned=True)
 
     @staticmethod
     def _sizes(weights: Mapping[str, Tensor]) -> tuple[int, int]:
@@ -188,7 +190,7 @@ class Rule(Mixer):
     # -- the update, one leaf at a time ---------------------------------------------------------------------------------
 
     def leaf_gates(self, leaf: Leaf, gates: Gates) -> dict[str, Tensor]:
-        """The gates that one matrix sees, [..., 1 | channels]: alpha itself, and eta scaled by `Algorithm.rate`.
+        """The gates that one matrix sees, [..., 1 | channels], with alpha itself beside its logarithm.
 
         A matrix without a model-channel axis sees the mean of channel gates.
         """
@@ -198,9 +200,11 @@ class Rule(Mixer):
             seen[gate.name] = value.mean(-1, keepdim=True) if leaf.channel is None else value
         if "log_alpha" in seen:
             seen["alpha"] = seen["log_alpha"].exp()
-        if self.algorithm.rate == "input":
-            seen["eta"] = seen["eta"] / (leaf.power * self.retention.slope0(leaf))
         return seen
+
+    def rate(self, leaf: Leaf) -> float:
+        """What `Algorithm.rate` scales the learning rate of one matrix by."""
+        return 1.0 if self.algorithm.rate == "none" else 1 / (leaf.power * self.retention.slope0(leaf))
 
     def gradient(self, weights: Weights, slow: Mapping[str, Tensor], k: Tensor, v: Tensor, gates: Gates) -> dict[str, Outer]:
         """d L(M(W, k_t), v_t) / d W of every token as outer products; `weights` may be operators."""
@@ -208,7 +212,10 @@ class Rule(Mixer):
         return pullback(self.bias.clipped(y, v, gates))
 
     def update(self, dual: Tensor, slots: Slots, grad: Tensor, gates: Gates) -> tuple[Tensor, Slots]:
-        """One token's step of one matrix, in dual coordinates; `gates` from `leaf_gates`, broadcastable against it."""
+        """One token's step of one matrix, in dual coordinates.
+
+        `grad` is that of the loss times `rate`, `gates` come from `leaf_gates`, broadcastable against the matrix.
+        """
         step, slots = self.algorithm.step(grad, slots, gates)
         return self.retention.retain(dual, step, gates), slots
 
@@ -273,4 +280,4 @@ def orient(gates: Gates, leaf: Leaf) -> dict[str, Tensor]:
 
 
 def _example(axis: type) -> str:
-    return ", ".join(f"{name}()" for name in list(axis.members)[:3])
+    return ", ".join(f"{name}()" for name in list(choices(axis))[:3])

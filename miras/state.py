@@ -21,7 +21,8 @@ def tree_map(fn: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
     if isinstance(tree, dict):
         return {name: tree_map(fn, part) for name, part in tree.items()}
     if isinstance(tree, tuple):
-        return tuple(tree_map(fn, part) for part in tree)
+        parts = [tree_map(fn, part) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
     if isinstance(tree, BatchState):
         return tree.map(fn)
     return tree

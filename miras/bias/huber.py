@@ -54,7 +54,7 @@ class Huber(Bias):
     def grad(self, y: Tensor, v: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
         r, delta = y - v, gates["delta"]
         if self.form == "coordinate":
-            return torch.maximum(torch.minimum(r, delta), -delta)
+            return torch.clamp(r, -delta, delta)
         if self.form == "norm":
             # The squared norm is clamped from below, so that the derivative at r = 0 is finite.
             limit = delta.square()

@@ -30,7 +30,7 @@ class Engine(NamedTuple):
         name: for `engine=`.
         about: one line for people.
         refuses: (rule) -> why it cannot run the rule, or None.
-        run: (rule, state, q, k, v, gates, layout, fresh) -> (y, state).
+        run: (rule, state, q, k, v, gates, layout) -> (y, state).
     """
 
     name: str
@@ -40,9 +40,8 @@ class Engine(NamedTuple):
 
 
 def _token_loop(
-    rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Mapping[str, Tensor], where: Layout, fresh: bool
+    rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Mapping[str, Tensor], where: Layout
 ) -> tuple[Tensor, State]:
-    del fresh
     valid = None if where.dense else where.padded().valid
     head_first = [where.to_rows(x).transpose(1, 2) for x in (q, k, v)]
     gates = {n: where.to_rows(g).transpose(1, 2) for n, g in gates.items()}
@@ -132,7 +131,6 @@ def run(
     _check_gates(mixer, gates, k, v, validate)
     # The state is at least float32, whatever the activations are in: decay of 0.9997 is 1.0 in bfloat16.
     dtype = torch.promote_types(v.dtype, torch.float32)
-    fresh = state is None or mixer.chunk == 1
     if state is None:
         state = _zero_state(mixer, q, v, where.rows, dtype)
     _check_state(mixer, state, q, v, where)
@@ -143,7 +141,7 @@ def run(
     else:
         chosen = plan(mixer, engine)
     inner = {n: g.to(dtype) for n, g in gates.items()}
-    y, state = chosen.run(mixer, state, q.to(dtype), k.to(dtype), v.to(dtype), inner, where, fresh)
+    y, state = chosen.run(mixer, state, q.to(dtype), k.to(dtype), v.to(dtype), inner, where)
     return y.to(v.dtype), state
 
 
@@ -194,8 +192,8 @@ def _check_channels(rule: Rule, gate: Gate, d_k: int, d_v: int, width: int) -> N
         raise UsageError(f"run: gate {gate.name!r} of {rule.bias} is one number per head, got {width} channels.")
     if gate.name == "delta":
         return
-    if gate.name == "log_alpha" and (reason := rule.channel_conflict(d_k, d_v)):
-        raise UsageError(f"run: {reason}; give log_alpha per head, [B, T, H, 1].")
+    if reason := rule.channel_conflict(d_k, d_v):
+        raise UsageError(f"run: {reason}; give {gate.name} per head, [B, T, H, 1].")
     for name, leaf in rule.leaves(d_k, d_v).items():
         size = leaf.rows if leaf.channel == -2 else leaf.cols
         if leaf.channel is not None and size != width:

@@ -7,6 +7,7 @@ before the scan; the scan then needs only matrix products.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from miras.algorithm import LinearAlgorithm
 from miras.layout import Grid, Layout, grid
 from miras.retention import EuclideanRetention, MirrorRetention, SlopedRetention
 from miras.rule import Gates, Rule, State, token
+from miras.state import tree_map
 from miras.weights import Leaf, Outer, PerToken, Scaled, Unrolled, Weights, along
 
 
@@ -30,7 +32,7 @@ def refuses(rule: Rule) -> str | None:
 
 
 def run(
-    rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout, fresh: bool
+    rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout
 ) -> tuple[Tensor, State]:
     """Same function as `recurrence`, a chunk at a time.
 
@@ -42,12 +44,11 @@ def run(
         v: values.
         gates: {name: [B, T, H, 1 | D]}.
         where: the layout of the call.
-        fresh: the state is at the start of a chunk in every row, known without asking the device.
 
     Returns:
         y [B, T, H, d_v] and the state after each sequence's last token.
     """
-    cells = grid(where, rule.chunk, None if fresh else state.offset)
+    cells = grid(where, rule.chunk, None if state.aligned else state.offset)
     leaves = rule.leaves(q.shape[-1], v.shape[-1])
     q, k, v = cells.slots(q), cells.slots(k), cells.slots(v)
     # A hole's gates are those of a token that keeps everything, so that no formula meets 0 / 0 on its way to `where`.
@@ -56,23 +57,15 @@ def run(
 
     if cells.order is not None:
         state = state.index_select(cells.order)
-    outputs, finished, begin = [], [], 0
-    for step, size in enumerate(cells.sizes):
-        if step and size < cells.sizes[step - 1]:
+    outputs, finished, running = [], [], cells.sizes[0]
+    for chunk in _split(Chunk(q, k, v, gates, coefficients, cells.keep), cells.sizes):
+        size = chunk.q.shape[0]
+        if size < running:
             finished.append(state.map(lambda x, size=size: x[size:]))
             state = state.map(lambda x, size=size: x[:size])
-        here = slice(begin, begin + size)
-        chunk = Chunk(
-            q[here],
-            k[here],
-            v[here],
-            {n: g[here] for n, g in gates.items()},
-            {n: c.select(here) for n, c in coefficients.items()},
-            None if cells.keep is None else cells.keep[here],
-        )
+            running = size
         y, state = chunk_step(rule, leaves, state, chunk)
         outputs.append(y)
-        begin += size
     return cells.tokens(torch.cat(outputs)), _reassemble(cells, state, finished)
 
 
@@ -102,10 +95,6 @@ class Coefficients(NamedTuple):
     slots: Tensor
     origin: Tensor | None
 
-    def select(self, here: slice) -> Coefficients:
-        """The coefficients of some of the chunks."""
-        return Coefficients(self.dual[here], self.slots[here], None if self.origin is None else self.origin[here])
-
 
 class Chunk(NamedTuple):
     """One chunk of every running sequence: tokens [N, H, C, ...] and what was computed ahead of the scan."""
@@ -118,15 +107,23 @@ class Chunk(NamedTuple):
     keep: Tensor | None
 
 
+def _split(chunks: Chunk, sizes: list[int]) -> Iterator[Chunk]:
+    """The chunks of each step. Split at once: the backward of a slice would fill a tensor of all chunks for each step."""
+    parts: list[tuple[Tensor, ...]] = []
+    tree_map(lambda x: parts.append(x.split(sizes)) or x, chunks)
+    for step in range(len(sizes)):
+        tensors = iter(part[step] for part in parts)
+        yield tree_map(lambda _, tensors=tensors: next(tensors), chunks)
+
+
 def all_coefficients(rule: Rule, leaves: dict[str, Leaf], gates: Gates, keep: Tensor | None) -> dict[str, Coefficients]:
-    """The coefficients of every chunk for every leaf; leaves that see the same gates share them."""
-    found: dict[tuple[float, bool], Coefficients] = {}
+    """The coefficients of every chunk for every leaf; only leaves without a channel axis see other gates than the rest."""
+    found: dict[bool, Coefficients] = {}
     result = {}
     for name, leaf in leaves.items():
-        key = (leaf.power * rule.retention.slope0(leaf), leaf.channel is None)
-        if key not in found:
-            found[key] = _coefficients(rule, rule.leaf_gates(leaf, gates), keep)
-        result[name] = found[key]
+        if (channels := leaf.channel is not None) not in found:
+            found[channels] = _coefficients(rule, rule.leaf_gates(leaf, gates), keep)
+        result[name] = found[channels]
     return result
 
 
@@ -162,7 +159,8 @@ def chunk_step(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Chunk) 
     weights: Weights = {}
     dual, slots = {}, {}
     for n, leaf in leaves.items():
-        # The dual of a fresh chunk is its origin, one base less to multiply with.
+        if (rate := rule.rate(leaf)) != 1:
+            grad[n] = Outer(rate * grad[n].left, grad[n].right)
         unrolled = _unrolled(state.dual[n], state.slots[n], grad[n], chunk.coefficients[n].dual, leaf)
         weights[n] = _read_weight(rule, leaf, state, n, anchor, unrolled)
         dual[n], slots[n] = _advance(state.dual[n], state.slots[n], grad[n], chunk.coefficients[n], leaf)
@@ -249,8 +247,8 @@ def _next_state(
     keep: Tensor | None,
 ) -> State:
     if keep is None:
-        return replace(state, dual=dual, slots=slots, origin=dual)
+        return replace(state, dual=dual, slots=slots, origin=dual, aligned=True)
     # The tokens of a sequence are side by side, so a token in the last slot means that the chunk is complete.
     full = keep[:, -1]
     origin = {n: torch.where(full[:, None, None, None], a, origin[n]) for n, a in dual.items()}
-    return replace(state, dual=dual, slots=slots, origin=origin, offset=(state.offset + keep.sum(1)) % rule.chunk)
+    return replace(state, dual=dual, slots=slots, origin=origin, offset=(state.offset + keep.sum(1)) % rule.chunk, aligned=False)

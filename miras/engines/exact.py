@@ -49,15 +49,15 @@ def refuses(rule: Rule, gates: Gates | None = None) -> str | None:
 
 
 def run(
-    rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout, fresh: bool
+    rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout
 ) -> tuple[Tensor, State]:
     """Same contract as the chunk engine's `run`."""
     if isinstance(rule.bias, L2):
         return _delta(rule, state, q, k, v, gates, where)
     tiled = replace(rule, chunk=TILE, gradient_at="previous")
     # With chunk 1 every state stands at the start of a chunk.
-    y, after = chunk.run(tiled, replace(state, origin=state.dual), q, k, v, gates, where, fresh=True)
-    return y, replace(after, origin=after.dual, offset=state.offset)
+    y, after = chunk.run(tiled, replace(state, origin=state.dual, aligned=True), q, k, v, gates, where)
+    return y, replace(after, origin=after.dual, offset=state.offset, aligned=True)
 
 
 def _delta(

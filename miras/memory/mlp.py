@@ -25,10 +25,16 @@ class Activation(NamedTuple):
     backward: Callable[[Tensor, Tensor], Tensor]
 
 
-# The backward operators of PyTorch are themselves differentiable, which the outer loop needs.
+def _silu_backward(u: Tensor, a: Tensor) -> Tensor:
+    """PyTorch has no derivative of its own `silu_backward`, so it is written out: s (1 + a (1 - s)), s = sigmoid(a)."""
+    s = torch.sigmoid(a)
+    return u * (s * (1 + a * (1 - s)))
+
+
+# A backward must itself be differentiable, which the outer loop needs; that of gelu in PyTorch is.
 ACTIVATIONS = {
     "gelu": Activation(F.gelu, lambda u, a: torch.ops.aten.gelu_backward(u, a)),
-    "silu": Activation(F.silu, lambda u, a: torch.ops.aten.silu_backward(u, a)),
+    "silu": Activation(F.silu, _silu_backward),
 }
 
 
@@ -119,12 +125,16 @@ def _row(slow: Tensor) -> Tensor:
 
 
 def _layer_norm(z: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """LN with its pullback: dz = (du - mean du - n mean(du n)) / std, du = scale u, n the normalised z."""
-    n = F.layer_norm(z, z.shape[-1:], eps=NORM_EPS)
-    rstd = (z.var(-1, unbiased=False, keepdim=True) + NORM_EPS).rsqrt()
+    """LN with its pullback: dz = (du - mean du - n mean(du n)) / std, du = scale u, n the normalised z.
+
+    Both are PyTorch's fused operators, whose derivatives PyTorch knows too.
+    """
+    shape = z.shape[-1:]
+    n, mean, rstd = torch.native_layer_norm(z, shape, None, None, NORM_EPS)
 
     def pullback(u: Tensor) -> Tensor:
-        du = u * scale
-        return rstd * (du - du.mean(-1, keepdim=True) - n * (du * n).mean(-1, keepdim=True))
+        return torch.ops.aten.native_layer_norm_backward(
+            u * scale, z, shape, mean, rstd, None, None, [True, False, False]
+        )[0]
 
     return n * scale + shift, pullback

@@ -61,7 +61,7 @@ class Lq(SlopedRetention):
             return self._factor(origin, leaf)
         # The secant: the multiple of O nearest to link(O).
         power = origin.square().sum((-2, -1), keepdim=True)
-        return (origin * self.primal(origin, leaf)).sum((-2, -1), keepdim=True) / (power + EPS)
+        return ((origin * self.primal(origin, leaf)).sum((-2, -1), keepdim=True) + EPS) / (power + EPS)
 
     def _factor(self, dual: Tensor, leaf: Leaf) -> Tensor:
         mean = (dual / self._unit(leaf)).abs().pow(self.q).mean((-2, -1), keepdim=True)
