@@ -29,8 +29,9 @@ def recurrence(
     """
     if valid is not None:
         # Selection keeps NaN out of values; out of outer gradients only if no formula has met it.
-        q, k, v = (_where(valid, x, 0.0) for x in (q, k, v))
-        gates = {n: _where(valid, g, 0.0 if n == "log_alpha" else 1.0) for n, g in gates.items()}
+        exists = valid[:, None, :, None]
+        q, k, v = (torch.where(exists, x, 0.0) for x in (q, k, v))
+        gates = {n: torch.where(exists, g, 0.0 if n == "log_alpha" else 1.0) for n, g in gates.items()}
     leaves = rule.leaves(q.shape[-1], v.shape[-1])
     seen = {n: rule.leaf_gates(leaf, gates) for n, leaf in leaves.items()}
     outputs = []

@@ -9,6 +9,7 @@ head) or of the matrix' model-channel axis (one value per channel).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -63,6 +64,16 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     return torch.matmul(a, b).to(a.dtype)
 
 
+def matmul_add(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """total + a b for batches of two axes, in one pass over the result where nothing has to be cast."""
+    if total is None:
+        return matmul(a, b)
+    if torch.is_autocast_enabled(a.device.type):
+        return total + matmul(a, b)
+    flat = torch.baddbmm(total.flatten(0, 1), a.flatten(0, 1), b.flatten(0, 1))
+    return flat.unflatten(0, total.shape[:2])
+
+
 def mv(weight: Weight, x: Tensor) -> Tensor:
     """W x for a weight in any form. A tensor without batch axis, [H, o, i], is shared by the batch."""
     if not isinstance(weight, Tensor):
@@ -72,6 +83,13 @@ def mv(weight: Weight, x: Tensor) -> Tensor:
         flat = x.transpose(0, 1).flatten(1, 2)
         return matmul(flat, weight.mT).unflatten(1, (x.shape[0], x.shape[2])).transpose(0, 1)
     return matmul(x, weight.mT)
+
+
+def mv_add(total: Tensor | None, weight: Tensor, x: Tensor) -> Tensor:
+    """total + W x for a plain weight."""
+    if total is not None and weight.dim() == x.dim():
+        return matmul_add(total, x, weight.mT)
+    return mv(weight, x) if total is None else total + mv(weight, x)
 
 
 def tmv(weight: Weight, u: Tensor) -> Tensor:
@@ -116,34 +134,34 @@ class Scaled(NamedTuple):
     axis: int | None
 
     @property
-    def _on_columns(self) -> bool:
-        return self.coef.shape[-1] > 1 and self.axis == COLUMNS
+    def _on_rows(self) -> bool:
+        return self.coef.shape[-1] > 1 and self.axis == ROWS
+
+    def _terms(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.coef.unbind(-2), self.bases, strict=False)
 
     def mv(self, x: Tensor) -> Tensor:
         """See `Operator`."""
         y = None
-        for j, base in enumerate(self.bases):
-            if j >= self.coef.shape[-2]:
-                term = mv(base, x)
-            elif self._on_columns:
-                term = mv(base, self.coef[..., j, :] * x)
+        for coef, base in self._terms():
+            if self._on_rows:
+                term = coef * mv(base, x)
+                y = term if y is None else y + term
             else:
-                term = self.coef[..., j, :] * mv(base, x)
-            y = term if y is None else y + term
+                y = mv_add(y, base, coef * x)
+        for base in self.bases[self.coef.shape[-2] :]:
+            y = mv_add(y, base, x)
         assert y is not None
         return y
 
     def tmv(self, u: Tensor) -> Tensor:
         """See `Operator`."""
         x = None
-        for j, base in enumerate(self.bases):
-            if j >= self.coef.shape[-2]:
-                term = tmv(base, u)
-            elif self._on_columns:
-                term = self.coef[..., j, :] * tmv(base, u)
-            else:
-                term = tmv(base, self.coef[..., j, :] * u)
+        for coef, base in self._terms():
+            term = tmv(base, coef * u) if self._on_rows else coef * tmv(base, u)
             x = term if x is None else x + term
+        for base in self.bases[self.coef.shape[-2] :]:
+            x = tmv(base, u) if x is None else x + tmv(base, u)
         assert x is not None
         return x
 
@@ -151,8 +169,9 @@ class Scaled(NamedTuple):
         """[..., C, o, i]."""
         total = None
         for j, base in enumerate(self.bases):
-            base = base.unsqueeze(-3)
-            term = base if j >= self.coef.shape[-2] else along(self.coef[..., j, :], self.axis) * base
+            term = base.unsqueeze(-3)
+            if j < self.coef.shape[-2]:
+                term = along(self.coef[..., j, :], self.axis) * term
             total = term if total is None else total + term
         assert total is not None
         return total
@@ -173,7 +192,7 @@ class Unrolled(NamedTuple):
         left, right = self.grad
         y = self.bases.mv(x)
         if self.coef.shape[-1] == 1:
-            return y + matmul(self.coef[..., 0] * matmul(x, right.mT), left)
+            return matmul_add(y, self.coef[..., 0] * matmul(x, right.mT), left)
         if self.bases.axis == ROWS:
             return y + torch.einsum("...ts,...tso,...so->...to", matmul(x, right.mT), self.coef, left)
         return y + matmul(torch.einsum("...ti,...tsi,...si->...ts", x, self.coef, right), left)

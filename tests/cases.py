@@ -178,12 +178,12 @@ def draw_gates(rule: Rule, shape: tuple[int, ...], channels: int | None = None, 
     return gates
 
 
-def draw_tokens(rule: Rule, batch=2, time=13, heads=2, d_k=4, d_v=None, channels=False) -> Tokens:
+def draw_tokens(rule: Rule, batch=2, time=13, heads=2, d_k=4, d_v=None, channels=False, centres=CENTRES) -> Tokens:
     """Queries and keys of norm 1, values of order 1, random gates, in float64."""
     d_v = d_v or d_k
     q, k = (F.normalize(torch.randn(batch, time, heads, d_k, dtype=torch.float64), dim=-1) for _ in range(2))
     v = torch.randn(batch, time, heads, d_v, dtype=torch.float64)
-    return Tokens(q, k, v, draw_gates(rule, (batch, time, heads), d_k if channels else None))
+    return Tokens(q, k, v, draw_gates(rule, (batch, time, heads), d_k if channels else None, centres))
 
 
 def draw_memory(rule: Rule, heads=2, d_k=4, d_v=None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

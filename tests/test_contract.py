@@ -7,6 +7,7 @@ import torch
 from cases import (
     AXES,
     BIASES,
+    CENTRES,
     FEW,
     MEMORIES,
     RETENTIONS,
@@ -421,16 +422,19 @@ def in_precision(rule, tokens, weights, slow, dtype, engine, cotangent):
     return outputs, dict(zip(wrt, grads, strict=True))
 
 
-def float32_problem(rule, time, d=8, channels=False):
+def float32_problem(rule, time, eta, d=8, channels=False):
     """A problem whose numbers are exact in float32, and a cotangent."""
-    rounded = draw_tokens(rule, batch=1, time=time, d_k=d, channels=channels).map(lambda x: x.float().double())
+    centres = CENTRES | {"log_alpha": -0.01, "eta": eta}
+    tokens = draw_tokens(rule, batch=1, time=time, d_k=d, channels=channels, centres=centres)
+    rounded = tokens.map(lambda x: x.float().double())
     weights, slow = ({n: w.float().double() for n, w in part.items()} for part in draw_memory(rule, d_k=d))
     return rounded, weights, slow, torch.randn_like(rounded.v).float().double()
 
 
 @some_rules
 def test_float32_engine_is_as_precise_as_the_float32_token_loop(case):
-    *problem, cotangent = float32_problem(case.rule, 45, channels=case.channels)
+    # Steps small enough for no rule to be chaotic: in chaos the ratio of two errors is an accident.
+    *problem, cotangent = float32_problem(case.rule, 45, eta=0.03, channels=case.channels)
     exact, loop, engine = (
         in_precision(case.rule, *problem, dtype, name, cotangent)
         for dtype, name in ((torch.float64, "recurrence"), (torch.float32, "recurrence"), (torch.float32, "auto"))
@@ -449,13 +453,13 @@ PRECISE = ("linear_attention", "deltanet", "gated_deltanet", "moneta", "yaad", "
 @pytest.mark.parametrize("time", [300, pytest.param(2048, marks=pytest.mark.slow)])
 def test_float32_precision_of_linear_memories_and_presets(name, time):
     rule = variants.variant(name)
-    *problem, cotangent = float32_problem(rule, time, d=16)
+    *problem, cotangent = float32_problem(rule, time, eta=0.15, d=16)
     # The chunk engine in float64 stands for the token loop, which it equals to 1e-9.
     exact, engine = (in_precision(rule, *problem, dtype, "auto", cotangent) for dtype in (torch.float64, torch.float32))
-    for found, expected, allowed in ((engine[0], exact[0], 2e-6), (engine[1], exact[1], 3e-5)):
-        for n, x in expected.items():
-            if x.any():
-                assert relative(found[n], x) <= allowed, n
+    assert relative(engine[0]["y"], exact[0]["y"]) <= 2e-6
+    for name, expected in exact[1].items():
+        if expected.any():
+            assert relative(engine[1][name], expected) <= 3e-5, name
 
 
 @every_rule

@@ -19,7 +19,7 @@ from miras.layout import Grid, Layout, grid
 from miras.retention import EuclideanRetention, MirrorRetention, SlopedRetention
 from miras.rule import Gates, Rule, State, token
 from miras.state import tree_map
-from miras.weights import Leaf, Outer, PerToken, Scaled, Unrolled, Weights, along
+from miras.weights import Leaf, Outer, PerToken, Scaled, Unrolled, Weights, along, matmul_add
 
 
 def refuses(rule: Rule) -> str | None:
@@ -223,16 +223,16 @@ def _advance(
     bases = (dual, *slots)
 
     def combine(row: Tensor) -> Tensor:
+        *decays, coef = row.split([1] * len(bases) + [row.shape[-2] - len(bases)], -2)
         total = None
-        for j, base in enumerate(bases):
-            term = along(row[..., j, :], leaf.channel) * base
+        for decay, base in zip(decays, bases, strict=True):
+            term = along(decay.squeeze(-2), leaf.channel) * base
             total = term if total is None else total + term
-        coef = row[..., len(bases) :, :]
         left, right = grad
         on_right = coef.shape[-1] > 1 and leaf.channel == -1
         left, right = (left, right * coef) if on_right else (left * coef, right)
         with torch.autocast(left.device.type, enabled=False):
-            return total + left.mT @ right
+            return matmul_add(total, left.mT, right)
 
     rows = coefficients.slots
     return combine(coefficients.dual[..., -1, :, :]), tuple(combine(rows[..., j, :, :]) for j in range(len(slots)))

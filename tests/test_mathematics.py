@@ -1,0 +1,316 @@
+"""Identities between rules, and the paper's equations written out by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import assert_same, call, draw_memory, draw_tokens
+
+from miras import algorithm, bias, memory, retention, variants
+from miras.rule import Rule
+from miras.weights import COLUMNS, ROWS, Leaf
+
+DEEP = memory.MLP(expansion=2)
+MATRIX = memory.Linear(start="learned")
+YAAD = Rule(DEEP, bias.Huber(), retention.L2(), algorithm.GradientDescent(rate="input"), chunk=4)
+
+
+def outputs(rules, change=lambda gates: gates, time=15):
+    """What each of some rules says to the same tokens from the same memory; a rule takes the gates that it has."""
+    wide = replace(rules[0], bias=bias.Huber(), algorithm=algorithm.Momentum(rate="input"))
+    wide = replace(wide, retention=retention.L2(), gradient_at="previous")
+    tokens = draw_tokens(wide, time=time)
+    gates = change(tokens.gates)
+    weights, slow = draw_memory(replace(rules[0], retention=retention.L2(), gradient_at="previous"))
+    found = []
+    for rule in rules:
+        mine = tokens._replace(gates={g.name: gates[g.name] for g in rule.gates})
+        found.append(call(rule, mine, rule.init(dict(zip(rule.leaves(4, 4), weights.values(), strict=True)), slow, batch=2))[0])
+    return found
+
+
+def given(**values):
+    """Gates with some of them set to a constant."""
+    return lambda gates: {n: torch.full_like(g, values[n]) if n in values else g for n, g in gates.items()}
+
+
+def equal(rules, change=lambda gates: gates, tolerance=1e-12):
+    first, *rest = outputs(rules, change)
+    for other in rest:
+        assert_same(other, first, tolerance)
+
+
+def differ(rules, change=lambda gates: gates, least=1e-3):
+    first, second = outputs(rules, change)
+    assert (first - second).norm() > least * first.norm()
+
+
+# -- one axis becomes another -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mem", [DEEP, MATRIX], ids=str)
+@pytest.mark.parametrize("to", ["zero", "initial"])
+@pytest.mark.parametrize("link_at", ["token", "chunk"])
+@pytest.mark.parametrize("link", ["paper", "mirror"])
+def test_lq_with_q_2_is_l2(link, link_at, to, mem):
+    rule = replace(YAAD, memory=mem, retention=retention.L2(to=to))
+    equal([rule, replace(rule, retention=retention.Lq(q=2.0, link=link, to=to), link_at=link_at)])
+
+
+@pytest.mark.parametrize("form", ["coordinate", "norm", "mixture"])
+def test_huber_without_threshold_is_l2(form):
+    rule = replace(YAAD, bias=bias.L2())
+    equal([rule, replace(rule, bias=bias.Huber(form=form))], given(delta=1e9))
+
+
+def test_huber_with_a_small_threshold_is_l1_times_the_threshold():
+    v = torch.randn(1, 1, 50, 4).double()
+    y, gates = torch.zeros_like(v), {"delta": torch.full((1, 1, 50, 1), 1e-4, dtype=torch.float64)}
+    for form in ("coordinate", "mixture"):
+        far = v.abs() > 0.1
+        got = bias.Huber(form=form).grad(y, v, gates) / 1e-4
+        torch.testing.assert_close(got[far], bias.L1().grad(y, v, {})[far], rtol=0, atol=1e-4)
+    unit = bias.Huber(form="norm").grad(y, v, gates) / 1e-4
+    assert_same(unit, -v / v.norm(dim=-1, keepdim=True), 1e-12)
+
+
+def test_lp_with_p_2_is_twice_l2():
+    v, y = torch.randn(2, 1, 1, 50, 4).double()
+    assert_same(bias.Lp(p=2.0).grad(y, v, {}), 2 * bias.L2().grad(y, v, {}), 1e-14)
+    rule = replace(YAAD, bias=bias.L2())
+    tokens = draw_tokens(rule)
+    state = rule.init(*draw_memory(rule), batch=2)
+    half = tokens._replace(gates=tokens.gates | {"eta": tokens.gates["eta"] / 2})
+    assert_same(call(replace(rule, bias=bias.Lp(p=2.0)), half, state)[0], call(rule, tokens, state)[0], 1e-12)
+
+
+def test_lp_with_p_1_is_l1():
+    v, y = torch.randn(2, 1, 1, 50, 4).double()
+    assert_same(bias.Lp(p=1.0).grad(y, v, {}), bias.L1().grad(y, v, {}), 1e-14)
+
+
+@pytest.mark.parametrize("mem", [DEEP, MATRIX], ids=str)
+def test_decay_of_nothing_is_no_retention(mem):
+    rules = [replace(YAAD, memory=mem, retention=r) for r in (retention.NoRetention(), retention.L2(), retention.L2("initial"))]
+    equal([*rules, replace(rules[0], retention=retention.NoRetention(to="initial"))], given(log_alpha=0.0))
+    differ(rules[1:])
+
+
+def test_decay_to_the_initial_memory_is_said_about_the_weights():
+    """W_t = W_0 + alpha_t (W_{t-1} - W_0) - eta_t (W_{t-1} k_t - v_t) k_t^T, by hand."""
+    rule = Rule(MATRIX, bias.L2(), retention.L2(to="initial"), algorithm.GradientDescent())
+    tokens = draw_tokens(rule)
+    weights, slow = draw_memory(rule)
+    y, _ = call(rule, tokens, rule.init(weights, slow, batch=2))
+    start = w = weights["w"].expand(2, -1, -1, -1)
+    for t in range(13):
+        q, k, v = (x[:, t, :, :, None] for x in tokens[:3])
+        alpha, eta = tokens.gates["log_alpha"][:, t, :, :, None].exp(), tokens.gates["eta"][:, t, :, :, None]
+        w = start + alpha * (w - start) - eta * (w @ k - v) @ k.mT
+        assert_same(y[:, t], (w @ q)[..., 0], 1e-12)
+
+
+@pytest.mark.parametrize("mem", [DEEP, MATRIX], ids=str)
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_gradients_at_the_decayed_memory_are_those_at_the_previous_one_without_decay(mem, chunk):
+    rule = replace(YAAD, memory=mem, chunk=chunk)
+    pair = [rule, replace(rule, gradient_at="decayed")]
+    equal(pair, given(log_alpha=0.0))
+    differ(pair)
+
+
+def test_momentum_that_forgets_at_once_is_gradient_descent():
+    pair = [replace(YAAD, algorithm=algorithm.GradientDescent()), replace(YAAD, algorithm=algorithm.Momentum())]
+    equal(pair, given(theta=0.0))
+    differ(pair, given(theta=0.5))
+
+
+@pytest.mark.parametrize("kernel", [bias.L2(), bias.Huber()], ids=str)
+def test_a_bare_mlp_of_one_layer_is_the_matrix_memory(kernel):
+    rule = replace(YAAD, bias=kernel, memory=memory.MLP(layers=1, residual=False, norm=False))
+    equal([rule, replace(rule, memory=MATRIX)])
+
+
+def test_the_residual_of_a_one_layer_mlp_shifts_the_value_by_the_key():
+    bare, residual = (replace(YAAD, bias=bias.L2(), memory=memory.MLP(1, residual=r, norm=False)) for r in (False, True))
+    tokens = draw_tokens(bare)
+    state = bare.init(*draw_memory(bare), batch=2)
+    shifted = tokens._replace(v=tokens.v + tokens.k)
+    assert_same(call(residual, shifted, state)[0], call(bare, tokens, state)[0] + tokens.q, 1e-12)
+
+
+# -- chunks ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [2, 7, 16])
+@pytest.mark.parametrize("learner", [algorithm.GradientDescent(), algorithm.Momentum()], ids=str)
+def test_chunks_change_nothing_for_a_linear_memory_with_the_dot_product_and_else_much(chunk, learner):
+    dot = Rule(MATRIX, bias.Dot(), retention.L2(), learner)
+    equal([dot, replace(dot, chunk=chunk)])
+    for other in (replace(dot, bias=bias.L2()), replace(dot, memory=DEEP)):
+        differ([other, replace(other, chunk=chunk)])
+
+
+@pytest.mark.parametrize(("chunk", "expected"), [(1, 4.0), (2, 6.0)])
+@pytest.mark.parametrize("engine", ["auto", "recurrence"])
+def test_a_key_written_twice_is_overwritten_by_the_delta_rule_and_added_up_by_stale_gradients(chunk, expected, engine):
+    rule = replace(variants.deltanet(), chunk=chunk)
+    key = torch.tensor([1.0, 0.0]).double().expand(1, 2, 1, 2)
+    v = torch.tensor([[2.0, 0.0], [4.0, 0.0]]).double().reshape(1, 2, 1, 2)
+    tokens = draw_tokens(rule)._replace(q=key, k=key, v=v, gates={"eta": torch.ones(1, 2, 1, 1).double()})
+    y, _ = call(rule, tokens, engine=engine)
+    assert y[0, :, 0].tolist() == [[2.0, 0.0], [expected, 0.0]]
+
+
+# -- links ------------------------------------------------------------------------------------------------------------------
+
+SLICES = [Leaf(6, 5, COLUMNS, ROWS, 1.0, 1.0), Leaf(6, 5, ROWS, COLUMNS, 9.0, 0.3)]
+
+
+@pytest.mark.parametrize("link_at", ["token", "chunk"])
+@pytest.mark.parametrize("to", ["zero", "initial"])
+def test_kl_keeps_positive_weights_of_constant_mass(to, link_at):
+    rule = replace(variants.memora(chunk=4), retention=retention.KL(to=to), link_at=link_at)
+    tokens = draw_tokens(rule, time=23, channels=True)
+    state = rule.init(*draw_memory(rule), batch=2)
+    leaves = rule.leaves(4, 4)
+    for start in range(0, 23, 4):
+        _, state = call(rule, tokens.part(start, start + 4), state)
+        for name, w in rule.link(state.dual, state.home, leaves).items():
+            mass = w.sum(leaves[name].simplex)
+            assert (w > 0).all()
+            assert_same(mass, torch.full_like(mass, rule.retention.mass(leaves[name])), 1e-13, name)
+
+
+@pytest.mark.parametrize("leaf", SLICES, ids=["rows", "columns"])
+@pytest.mark.parametrize("constant", [0.0, -3.0])
+def test_slope_of_kl_at_a_constant_dual_is_mass_over_size(leaf, constant):
+    gate = retention.KL()
+    slope = gate.slope(torch.full((6, 5), constant).double(), leaf)
+    assert_same(slope, torch.full_like(slope, gate.mass(leaf) / leaf.simplex_size), 1e-13)
+    assert gate.slope0(leaf) == gate.mass(leaf) / leaf.simplex_size
+
+
+@pytest.mark.parametrize("leaf", SLICES, ids=["rows", "columns"])
+def test_slope_of_kl_is_the_least_squares_fit_of_the_link(leaf):
+    gate, origin = retention.KL(), torch.randn(6, 5).double()
+    o, w, axis = gate.centre(origin, leaf), gate.primal(origin, leaf), leaf.simplex
+    fit = (o * (w - w.mean(axis, keepdim=True))).sum(axis, keepdim=True) / o.square().sum(axis, keepdim=True)
+    torch.testing.assert_close(gate.slope(origin, leaf), fit, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("leaf", SLICES, ids=["rows", "columns"])
+def test_centring_a_gradient_is_centring_its_factor(leaf):
+    gate = retention.KL()
+    outer = memory.base.Outer(torch.randn(3, 6).double(), torch.randn(3, 5).double())
+    assert_same(gate.centre_outer(outer, leaf).dense(), gate.centre(outer.dense(), leaf), 1e-14)
+
+
+def test_the_unit_of_lq_makes_the_papers_link_the_identity_on_average():
+    for q in (1.5, 3.0, 4.0):
+        for std in (1.0, 0.05):
+            leaf = Leaf(700, 700, COLUMNS, ROWS, 1.0, std)
+            dual = std * torch.randn(700, 700).double()
+            assert_same(retention.Lq(q=q).primal(dual, leaf), dual, 1e-2)
+    # q = 4: s = 3^(1/4) std, and W = A s^2 / sqrt(mean A^4).
+    leaf, dual = Leaf(4, 5, COLUMNS, ROWS, 1.0, 0.5), torch.randn(4, 5).double()
+    factor = math.sqrt(3) * 0.25 / dual.pow(4).mean().sqrt()
+    assert_same(retention.Lq().primal(dual, leaf), factor * dual, 1e-5)
+
+
+@pytest.mark.parametrize(("link", "degree"), [("paper", -1), ("mirror", 1)])
+def test_degree_of_the_lq_links(link, degree):
+    gate, leaf, dual = retention.Lq(q=4.0, link=link), SLICES[0], 3 * torch.randn(6, 5).double()
+    torch.testing.assert_close(gate.primal(10 * dual, leaf), 10.0**degree * gate.primal(dual, leaf), rtol=1e-4, atol=1e-5)
+
+
+def test_the_mirror_link_is_the_mirror_map_of_half_the_squared_norm():
+    """W = sign(A) |A|^(q-1) / ||A||_q^(q-2) is the gradient of 1/2 ||A||_q^2, up to the unit."""
+    gate, leaf = retention.Lq(q=3.0, link="mirror"), SLICES[0]
+    dual = (3 * torch.randn(6, 5).double()).requires_grad_()
+    expected = torch.autograd.grad(0.5 * dual.abs().pow(3).sum().pow(2 / 3), dual)[0]
+    got = gate.primal(dual, leaf).detach()
+    ratio = got[0, 0] / expected[0, 0]
+    torch.testing.assert_close(got, ratio * expected, rtol=1e-4, atol=1e-4)
+
+
+# -- where the link acts inside a chunk ------------------------------------------------------------------------------------
+
+
+def gap(rule, scale):
+    """How far the two places of the link are apart when all steps are multiplied by `scale`."""
+    torch.manual_seed(0)
+    pair = [replace(rule, link_at=at) for at in ("token", "chunk")]
+    token, chunk = outputs(pair, lambda g: g | {"eta": scale * g["eta"], "log_alpha": scale * g["log_alpha"]}, time=8)
+    return (token - chunk).norm().item()
+
+
+SLOPED = [retention.KL(), retention.KL("initial"), retention.Lq(), retention.Lq(3.0, "mirror", "initial")]
+
+
+@pytest.mark.parametrize("gate", SLOPED, ids=str)
+def test_the_link_at_the_chunk_is_the_link_at_the_token_in_the_limit_of_small_steps(gate):
+    rule = replace(YAAD, retention=gate, chunk=8, link_at="chunk")
+    assert gap(rule, 1.0) > 1e-3
+    # The error falls with the step, at least in proportion.
+    assert gap(rule, 1e-4) < 1.2e-1 * gap(rule, 1e-3) < 1.2e-1 * 1.2e-1 * gap(rule, 1e-2)
+
+
+@pytest.mark.parametrize("leaf", SLICES, ids=["rows", "columns"])
+def test_the_slope_of_kl_is_exact_to_first_order_where_the_dual_is_constant(leaf):
+    gate, origin, step = retention.KL(), torch.zeros(6, 5).double(), torch.randn(6, 5).double()
+
+    def error(size):
+        linear = gate.primal(origin, leaf) + gate.slope(origin, leaf) * gate.centre(size * step, leaf)
+        return (gate.primal(origin + size * step, leaf) - linear).norm()
+
+    assert error(1e-4) < 1.1e-2 * error(1e-3)
+
+
+def test_the_slope_of_the_papers_lq_is_exact_to_first_order_along_steps_that_keep_the_norm():
+    gate, leaf = retention.Lq(q=4.0), SLICES[0]
+    origin, step = torch.randn(2, 6, 5).double()
+    normal = origin.pow(3)
+    step = step - normal * (normal * step).sum() / normal.square().sum()
+
+    def error(size):
+        linear = gate.primal(origin, leaf) + gate.slope(origin, leaf) * size * step
+        return (gate.primal(origin + size * step, leaf) - linear).norm()
+
+    assert error(1e-4) < 1.1e-2 * error(1e-3)
+
+
+# -- Memora by its letter -------------------------------------------------------------------------------------------------------
+
+
+def test_memora_is_the_papers_softmax_of_a_logarithm():
+    """W_t = c softmax(alpha_t log(W_{t-1} / c) - eta_t grad l_2(W_{t-1}; k_t, v_t)), gradients by autograd, per token."""
+    rule = variants.memora(chunk=1, letter=True)
+    tokens = draw_tokens(rule, batch=1, heads=1, time=20)
+    weights, slow = draw_memory(rule, heads=1)
+    y, state = call(rule, tokens, rule.init(weights, slow))
+    leaves, d, h = rule.leaves(4, 4), 4, 16
+    mass = {"w1": math.sqrt(h), "w2": float(h)}  # c: slices along the hidden axis, that of W1 and W2 both of size h
+    axis = {"w1": 1, "w2": 0}
+    rate = {"w1": 1 / (h * mass["w1"] / h), "w2": 1 / (1.0 * mass["w2"] / h)}  # eta over input power times c / n
+    assert set(leaves) == set(mass)
+
+    def read(w, x):
+        z = w["w1"] @ F.gelu(w["w2"] @ x)
+        return x + F.layer_norm(z, (d,), eps=1e-5) * slow["norm_scale"][0] + slow["norm_shift"][0]
+
+    w = {n: mass[n] * weights[n][0].softmax(axis[n]) for n in mass}
+    for t in range(20):
+        q, k, v = (x[0, t, 0] for x in tokens[:3])
+        alpha, eta = tokens.gates["log_alpha"][0, t, 0].exp(), tokens.gates["eta"][0, t, 0]
+        held = {n: x.clone().requires_grad_() for n, x in w.items()}
+        loss = 0.5 * (read(held, k) - v).square().sum()
+        grads = dict(zip(held, torch.autograd.grad(loss, list(held.values())), strict=True))
+        w = {
+            n: mass[n] * torch.softmax(alpha * torch.log(w[n] / mass[n]) - eta * rate[n] * grads[n], axis[n]) for n in mass
+        }
+        assert_same(y[0, t, 0], read(w, q), 1e-10, f"token {t}")
+    for n, x in rule.link(state.dual, state.home, leaves).items():
+        assert_same(x[0, 0], w[n], 1e-10, n)
