@@ -113,6 +113,7 @@ class GateMaker(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, H, 1 | channels], at least float32."""
+        x = x.to(self.weight.dtype)  # a model loaded in bfloat16 keeps its gates in float32
         raw = F.linear(x if self.down is None else self.down(x), self.weight)
         raw = raw.unflatten(-1, (self.heads, -1)).to(torch.promote_types(raw.dtype, torch.float32))
         return self.gate.squash(raw + self.bias.to(raw.dtype))

@@ -422,10 +422,10 @@ def in_precision(rule, tokens, weights, slow, dtype, engine, cotangent):
     return outputs, dict(zip(wrt, grads, strict=True))
 
 
-def float32_problem(rule, time, eta, d=8, channels=False):
+def float32_problem(rule, time, eta, d=8, batch=1, channels=False):
     """A problem whose numbers are exact in float32, and a cotangent."""
     centres = CENTRES | {"log_alpha": -0.01, "eta": eta}
-    tokens = draw_tokens(rule, batch=1, time=time, d_k=d, channels=channels, centres=centres)
+    tokens = draw_tokens(rule, batch=batch, time=time, d_k=d, channels=channels, centres=centres)
     rounded = tokens.map(lambda x: x.float().double())
     weights, slow = ({n: w.float().double() for n, w in part.items()} for part in draw_memory(rule, d_k=d))
     return rounded, weights, slow, torch.randn_like(rounded.v).float().double()
@@ -434,7 +434,7 @@ def float32_problem(rule, time, eta, d=8, channels=False):
 @some_rules
 def test_float32_engine_is_as_precise_as_the_float32_token_loop(case):
     # Steps small enough for no rule to be chaotic: in chaos the ratio of two errors is an accident.
-    *problem, cotangent = float32_problem(case.rule, 45, eta=0.03, channels=case.channels)
+    *problem, cotangent = float32_problem(case.rule, 45, eta=0.03, batch=4, channels=case.channels)
     exact, loop, engine = (
         in_precision(case.rule, *problem, dtype, name, cotangent)
         for dtype, name in ((torch.float64, "recurrence"), (torch.float32, "recurrence"), (torch.float32, "auto"))
