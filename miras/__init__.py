@@ -12,6 +12,7 @@ from miras.attention import Attention as Attention
 from miras.engines import explain as explain
 from miras.engines import plan as plan
 from miras.engines import run as run
+from miras.layer import MirasLayer as MirasLayer
 from miras.mixer import Mixer as Mixer
 from miras.rule import Rule as Rule
 from miras.rule import State as State

@@ -1,7 +1,7 @@
 """What the contract tests run on: instances of every axis, rules made of them, and random problems.
 
-A new memory, bias, retention or algorithm needs one line in the tuple of its axis here (`test_contract.py` fails until it
-has one); every battery then runs on it.
+A new memory, bias, retention or algorithm needs one line in the tuple of its axis here (`test_contract.py` fails until
+it has one); every battery then runs on it.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ ETA_MOST = 0.2
 
 
 def draw_gates(rule: Rule, shape: tuple[int, ...], channels: int | None = None, centres=CENTRES) -> dict[str, Tensor]:
-    """Random gates in float64, spread around `centres`; per channel, of that many channels, wherever the rule permits."""
+    """Random gates in float64, spread around `centres`; of that many channels wherever the rule permits."""
     gates = {}
     for gate in rule.gates:
         gate = replace(gate, high=min(gate.high, ETA_MOST)) if gate.name == "eta" else gate
@@ -190,7 +190,10 @@ def draw_tokens(rule: Rule, batch=2, time=13, heads=2, d_k=4, d_v=None, channels
 def draw_memory(rule: Rule, heads=2, d_k=4, d_v=None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A random initial memory and random slow parameters, in float64."""
     weights = {n: w.double() for n, w in rule.initial(heads, d_k, d_v or d_k).items()}
-    slow = {n: w.double() + 0.2 * torch.randn(w.shape).double() for n, w in rule.initial_slow(heads, d_k, d_v or d_k).items()}
+    slow = {
+        n: w.double() + 0.2 * torch.randn(w.shape).double()
+        for n, w in rule.initial_slow(heads, d_k, d_v or d_k).items()
+    }
     return weights, slow
 
 
@@ -220,7 +223,11 @@ def assert_same(got: Tensor, expected: Tensor, tolerance: float, what: str = "")
     """Equal to `tolerance` times the largest entry expected; NaN is never equal."""
     scale = expected.detach().abs().max().item() if expected.numel() else 0.0
     torch.testing.assert_close(
-        got, expected, rtol=0, atol=tolerance * max(scale, 1e-3), msg=lambda text: f"{what}: {text}\n(scale {scale:.3g})"
+        got,
+        expected,
+        rtol=0,
+        atol=tolerance * max(scale, 1e-3),
+        msg=lambda text: f"{what}: {text}\n(scale {scale:.3g})",
     )
 
 

@@ -27,7 +27,9 @@ def outputs(rules, change=lambda gates: gates, time=15):
     found = []
     for rule in rules:
         mine = tokens._replace(gates={g.name: gates[g.name] for g in rule.gates})
-        found.append(call(rule, mine, rule.init(dict(zip(rule.leaves(4, 4), weights.values(), strict=True)), slow, batch=2))[0])
+        found.append(
+            call(rule, mine, rule.init(dict(zip(rule.leaves(4, 4), weights.values(), strict=True)), slow, batch=2))[0]
+        )
     return found
 
 
@@ -93,7 +95,10 @@ def test_lp_with_p_1_is_l1():
 
 @pytest.mark.parametrize("mem", [DEEP, MATRIX], ids=str)
 def test_decay_of_nothing_is_no_retention(mem):
-    rules = [replace(YAAD, memory=mem, retention=r) for r in (retention.NoRetention(), retention.L2(), retention.L2("initial"))]
+    rules = [
+        replace(YAAD, memory=mem, retention=r)
+        for r in (retention.NoRetention(), retention.L2(), retention.L2("initial"))
+    ]
     equal([*rules, replace(rules[0], retention=retention.NoRetention(to="initial"))], given(log_alpha=0.0))
     differ(rules[1:])
 
@@ -134,14 +139,16 @@ def test_a_bare_mlp_of_one_layer_is_the_matrix_memory(kernel):
 
 
 def test_the_residual_of_a_one_layer_mlp_shifts_the_value_by_the_key():
-    bare, residual = (replace(YAAD, bias=bias.L2(), memory=memory.MLP(1, residual=r, norm=False)) for r in (False, True))
+    bare, residual = (
+        replace(YAAD, bias=bias.L2(), memory=memory.MLP(1, residual=r, norm=False)) for r in (False, True)
+    )
     tokens = draw_tokens(bare)
     state = bare.init(*draw_memory(bare), batch=2)
     shifted = tokens._replace(v=tokens.v + tokens.k)
     assert_same(call(residual, shifted, state)[0], call(bare, tokens, state)[0] + tokens.q, 1e-12)
 
 
-# -- chunks ---------------------------------------------------------------------------------------------------------------
+# -- chunks -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("chunk", [2, 7, 16])
@@ -164,7 +171,7 @@ def test_a_key_written_twice_is_overwritten_by_the_delta_rule_and_added_up_by_st
     assert y[0, :, 0].tolist() == [[2.0, 0.0], [expected, 0.0]]
 
 
-# -- links ------------------------------------------------------------------------------------------------------------------
+# -- links ------------------------------------------------------------------------------------------------------------
 
 SLICES = [Leaf(6, 5, COLUMNS, ROWS, 1.0, 1.0), Leaf(6, 5, ROWS, COLUMNS, 9.0, 0.3)]
 
@@ -223,7 +230,9 @@ def test_the_unit_of_lq_makes_the_papers_link_the_identity_on_average():
 @pytest.mark.parametrize(("link", "degree"), [("paper", -1), ("mirror", 1)])
 def test_degree_of_the_lq_links(link, degree):
     gate, leaf, dual = retention.Lq(q=4.0, link=link), SLICES[0], 3 * torch.randn(6, 5).double()
-    torch.testing.assert_close(gate.primal(10 * dual, leaf), 10.0**degree * gate.primal(dual, leaf), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        gate.primal(10 * dual, leaf), 10.0**degree * gate.primal(dual, leaf), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_mirror_link_is_the_mirror_map_of_half_the_squared_norm():
@@ -236,7 +245,7 @@ def test_the_mirror_link_is_the_mirror_map_of_half_the_squared_norm():
     torch.testing.assert_close(got, ratio * expected, rtol=1e-4, atol=1e-4)
 
 
-# -- where the link acts inside a chunk ------------------------------------------------------------------------------------
+# -- where the link acts inside a chunk -------------------------------------------------------------------------------
 
 
 def gap(rule, scale):
@@ -282,11 +291,11 @@ def test_the_slope_of_the_papers_lq_is_exact_to_first_order_along_steps_that_kee
     assert error(1e-4) < 1.1e-2 * error(1e-3)
 
 
-# -- Memora by its letter -------------------------------------------------------------------------------------------------------
+# -- Memora by its letter ---------------------------------------------------------------------------------------------
 
 
 def test_memora_is_the_papers_softmax_of_a_logarithm():
-    """W_t = c softmax(alpha_t log(W_{t-1} / c) - eta_t grad l_2(W_{t-1}; k_t, v_t)), gradients by autograd, per token."""
+    """W_t = c softmax(alpha_t log(W_{t-1} / c) - eta_t grad l_2(W_{t-1}; k_t, v_t)), gradients by autograd."""
     rule = variants.memora(chunk=1, letter=True)
     tokens = draw_tokens(rule, batch=1, heads=1, time=20)
     weights, slow = draw_memory(rule, heads=1)
@@ -309,7 +318,8 @@ def test_memora_is_the_papers_softmax_of_a_logarithm():
         loss = 0.5 * (read(held, k) - v).square().sum()
         grads = dict(zip(held, torch.autograd.grad(loss, list(held.values())), strict=True))
         w = {
-            n: mass[n] * torch.softmax(alpha * torch.log(w[n] / mass[n]) - eta * rate[n] * grads[n], axis[n]) for n in mass
+            n: mass[n] * torch.softmax(alpha * torch.log(w[n] / mass[n]) - eta * rate[n] * grads[n], axis[n])
+            for n in mass
         }
         assert_same(y[0, t, 0], read(w, q), 1e-10, f"token {t}")
     for n, x in rule.link(state.dual, state.home, leaves).items():

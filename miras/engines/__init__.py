@@ -20,7 +20,7 @@ from miras.gates import Gate
 from miras.layout import Layout, layout
 from miras.mixer import Mixer
 from miras.recurrence import recurrence
-from miras.rule import Rule, State
+from miras.rule import Gates, Rule, State
 
 
 class Engine(NamedTuple):
@@ -29,13 +29,13 @@ class Engine(NamedTuple):
     Attributes:
         name: for `engine=`.
         about: one line for people.
-        refuses: (rule) -> why it cannot run the rule, or None.
+        refuses: (rule, gates or None) -> why it cannot run the rule, or None.
         run: (rule, state, q, k, v, gates, layout) -> (y, state).
     """
 
     name: str
     about: str
-    refuses: Callable[[Rule], str | None]
+    refuses: Callable[[Rule, Gates | None], str | None]
     run: Callable[..., tuple[Tensor, Any]]
 
 
@@ -53,30 +53,36 @@ def _token_loop(
 ENGINES = (
     Engine("exact", "exact parallel form of a linear memory at chunk 1, by tiles", exact.refuses, exact.run),
     Engine("chunk", "a chunk at a time by matrix products", chunk.refuses, chunk.run),
-    Engine("recurrence", "the definition, token by token", lambda rule: None, _token_loop),
+    Engine("recurrence", "the definition, token by token", lambda rule, gates: None, _token_loop),
 )
 
 
-def explain(rule: Rule) -> dict[str, str]:
-    """What each engine says of a rule, in order of preference: "chosen", "possible" or the reason why it cannot run it."""
+def explain(rule: Rule, gates: Gates | None = None) -> dict[str, str]:
+    """What each engine says of a rule (with these gates), in order of preference: "chosen", "possible" or the reason why
+    it cannot run it."""
     said = {}
     for engine in ENGINES:
-        reason = engine.refuses(rule)
+        reason = engine.refuses(rule, gates)
         said[engine.name] = reason or ("possible" if "chosen" in said.values() else "chosen")
     return said
 
 
-def plan(rule: Rule, engine: str = "auto") -> Engine:
+def plan(rule: Rule, engine: str = "auto", gates: Gates | None = None) -> Engine:
     """The engine that runs a rule on more than one token.
+
+    Args:
+        rule: the rule.
+        engine: a name, or "auto" for the first that can run it.
+        gates: the gates it will get, where known: per-channel gates rule some engines out.
 
     Raises:
         UsageError: an unknown engine, or one that cannot run the rule, with the reason.
     """
     if engine == "auto":
-        return next(e for e in ENGINES if e.refuses(rule) is None)
+        return next(e for e in ENGINES if e.refuses(rule, gates) is None)
     for candidate in ENGINES:
         if candidate.name == engine:
-            if reason := candidate.refuses(rule):
+            if reason := candidate.refuses(rule, gates):
                 raise UsageError(f"engine {engine!r} cannot run this rule: {reason}. Write engine='auto'.")
             return candidate
     raise UsageError(f"engine is {engine!r}, which does not exist." + near(engine, [e.name for e in ENGINES] + ["auto"]))
@@ -136,10 +142,8 @@ def run(
     _check_state(mixer, state, q, v, where)
     if where.dense and q.shape[1] == 1 and engine == "auto":
         chosen = ENGINES[-1]
-    elif engine == "auto" and any(g.shape[-1] > 1 for g in gates.values()) and exact.refuses(mixer, gates):
-        chosen = next(e for e in ENGINES[1:] if e.refuses(mixer) is None)
     else:
-        chosen = plan(mixer, engine)
+        chosen = plan(mixer, engine, gates)
     inner = {n: g.to(dtype) for n, g in gates.items()}
     y, state = chosen.run(mixer, state, q.to(dtype), k.to(dtype), v.to(dtype), inner, where)
     return y.to(v.dtype), state

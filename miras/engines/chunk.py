@@ -22,8 +22,9 @@ from miras.state import tree_map
 from miras.weights import Leaf, Outer, PerToken, Scaled, Unrolled, Weights, along, matmul_add
 
 
-def refuses(rule: Rule) -> str | None:
-    """Why this engine cannot run a rule, or None."""
+def refuses(rule: Rule, gates: Gates | None = None) -> str | None:
+    """Why this engine cannot run a rule, or None; it takes any gates."""
+    del gates
     if not isinstance(rule.retention, MirrorRetention):
         return f"{rule.retention} is not linear in dual coordinates"
     if not isinstance(rule.algorithm, LinearAlgorithm):

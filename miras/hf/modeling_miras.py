@@ -7,15 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from miras.errors import UsageError
 from miras.hf.cache import MirasCache
 from miras.hf.configuration_miras import MirasConfig
-from miras.layer import GateMaker, MirasLayer, ShortConv
+from miras.layer import MirasLayer
 from miras.layout import layout
-from miras.model import Backbone, init_module
+from miras.model import Backbone, SwiGLU, init_module
 
 
 class MirasPreTrainedModel(PreTrainedModel):
@@ -35,17 +34,25 @@ class MirasPreTrainedModel(PreTrainedModel):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False  # `forward` makes a MirasCache itself
 
+    def initialize_weights(self) -> None:
+        """Initialise what was not loaded.
+
+        The library's own walk passes over modules without parameters of their own, and so over every `MirasLayer`.
+        """
+        self.apply(self._init_weights)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # Called for modules with missing weights after loading; parameters that were loaded carry a mark.
-        own = list(module.parameters(recurse=False))
-        marked = [getattr(p, "_is_hf_initialized", False) for p in own]
-        if isinstance(module, MirasLayer | GateMaker | ShortConv) and any(marked):
+        if getattr(module, "_is_hf_initialized", False):
             return
-        if isinstance(module, nn.Linear | nn.Embedding):
-            init.normal_(module.weight, std=self.config.initializer_range)
-        elif not any(marked):
+        # Parameters that were loaded carry a mark and keep their values.
+        own = list(module.parameters(recurse=isinstance(module, MirasLayer | SwiGLU)))
+        loaded = [(p, p.clone()) for p in own if getattr(p, "_is_hf_initialized", False)]
+        if len(loaded) < len(own):
             init_module(module, self.config.num_hidden_layers)
+        for parameter, value in loaded:
+            parameter.copy_(value)
+        module._is_hf_initialized = True  # type: ignore[assignment]
 
 
 class MirasModel(MirasPreTrainedModel):
@@ -148,7 +155,7 @@ class MirasForCausalLM(MirasPreTrainedModel, GenerationMixin):
         cu_seqlens: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Tokens to logits, and with `labels` (int [B, T], -100 where there is none) to the mean loss of the next token.
+        """Tokens to logits, and with `labels` (int [B, T], -100 where there is none) to the mean loss of the next.
 
         The first token of a packed sequence is no target of the sequence before it. Other arguments as in `MirasModel`.
         """

@@ -26,6 +26,7 @@ class Retention(Axis):
     gates: ClassVar[tuple[Gate, ...]] = (ALPHA,)
     on_simplex: ClassVar[bool] = False  # the link normalises along the simplex axis, where alpha must then be constant
     singular_at_zero: ClassVar[bool] = False  # the link has no finite slope at a zero matrix
+    eta_limit: ClassVar[float] = 1.0  # largest eta at which a rule with chunks stays stable
 
     @abstractmethod
     def primal(self, dual: Tensor, leaf: Leaf) -> Tensor:

@@ -29,6 +29,8 @@ class KL(SlopedRetention):
     """
 
     on_simplex: ClassVar[bool] = True
+    # Steps multiply: an entry is stepped in proportion to its size, and at eta = 1/2 the recurrence is chaotic.
+    eta_limit: ClassVar[float] = 0.25
 
     to: Literal["zero", "initial"] = "zero"
 

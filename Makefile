@@ -1,0 +1,33 @@
+# Two commands do everything on a bare machine with Python and make:  make demo,  make test.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test slow check bench
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+
+setup: .venv/done  ## a virtual environment with everything
+
+.venv/done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup  ## train five models on the standard library's source and compare them: runs/demo/report.html
+	$(BIN)/miras demo --out runs/demo
+
+test: setup  ## the test suite, some minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+slow: setup  ## the tests that take long
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+check: setup  ## format, lint, types and tests: what has to be green before a commit
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+bench: setup  ## speed and memory of the layers on this machine
+	$(BIN)/python benchmarks/layers.py

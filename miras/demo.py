@@ -1,0 +1,225 @@
+"""`miras demo`: train Moneta, Yaad and Memora beside a Transformer and Gated DeltaNet, and write a page that compares them.
+
+Equal data, steps and tokens; parameters are made equal by the width of the SwiGLU. Every model is trained by `miras train`
+in a process of its own, so that its memory is its own, and resumes where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+import yaml
+
+import miras
+from miras.data import TokenWindows, load_corpus, load_tokenizer, pack
+from miras.errors import MirasError
+from miras.evaluate.generate import sample
+from miras.hf import MirasCache, MirasConfig, MirasForCausalLM
+from miras.report import write_report
+from miras.train.config import SIZES
+
+MODELS = ("moneta", "yaad", "memora", "gated_deltanet", "transformer")
+PROMPT = "def read(self, path):\n"
+# Length of the pieces that a long context is read in, so that memory stays bounded.
+PIECE = 1024
+ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is done.
+
+    Attributes:
+        steps: optimizer steps of each model.
+        contexts: contexts at which decoding is timed.
+        sample_tokens: length of each generated sample.
+        validation_windows: windows of the final validation; 0: all.
+    """
+
+    steps: int
+    contexts: tuple[int, ...]
+    sample_tokens: int
+    validation_windows: int
+
+
+FULL = Plan(steps=250, contexts=(256, 1024, 4096, 16384), sample_tokens=240, validation_windows=256)
+QUICK = Plan(steps=8, contexts=(256, 1024), sample_tokens=40, validation_windows=16)
+
+
+def demo(out: Path, quick: bool, seed: int = 0) -> None:
+    """Train, compare, report.
+
+    Args:
+        out: folder of the runs, `results.json` and `report.html`. Models already trained there are not trained again.
+        quick: a minute instead of ten; the numbers then mean nothing.
+        seed: seed of initialisation and of the order of the data.
+
+    Raises:
+        MirasError: a training run failed; its own message stands above.
+    """
+    plan = QUICK if quick else FULL
+    out.mkdir(parents=True, exist_ok=True)
+    for name, hidden in equal_hidden(MODELS).items():
+        _train(name, hidden, plan, out / name, out / "data", seed)
+    text = _validation_text(out)
+    results = _results(plan, out, quick, seed)
+    for row in results["models"]:
+        print(f"Decoding with {row['name']} ...", file=sys.stderr, flush=True)
+        row |= _decode(out / row["name"] / "model", text, plan)
+    _write_json(results, out / "results.json")
+    write_report(results, out / "report.html")
+    print(f"The report is {out / 'report.html'}, the numbers are in {out / 'results.json'}.")
+
+
+def equal_hidden(names: tuple[str, ...], size: str = "tiny") -> dict[str, int]:
+    """SwiGLU widths, multiples of 8, that give every model the parameters of the largest at the preset's own width."""
+    shape = SIZES[size]
+    base = MirasConfig(hidden_size=shape.dim).intermediate_size
+    counts = {n: _parameters(n, shape, base) for n in names}
+    unit = _parameters(names[0], shape, base + 1) - _parameters(names[0], shape, base)
+    most = max(counts.values())
+    return {n: base + round((most - count) / unit / 8) * 8 for n, count in counts.items()}
+
+
+def _parameters(name: str, shape: Any, hidden: int) -> int:
+    config = MirasConfig(
+        mixer=name,
+        hidden_size=shape.dim,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=hidden,
+    )
+    with torch.device("meta"):
+        return MirasForCausalLM(config).num_parameters()
+
+
+def _train(name: str, hidden: int, plan: Plan, out: Path, cache: Path, seed: int) -> None:
+    wanted = {"steps": plan.steps, "hidden": hidden, "seed": seed}
+    if (out / "summary.json").exists():
+        config = yaml.safe_load((out / "config.yaml").read_text())
+        if {k: config[k] for k in wanted} == wanted:
+            print(f"{name} is trained already ({out}).", file=sys.stderr)
+            return
+        raise MirasError(f"{out} holds another run than this demo's ({wanted}). Remove the folder or write another --out.")
+    flags = [f"--{k}={v}" for k, v in wanted.items()]
+    flags += [f"--validation-windows={plan.validation_windows}", f"--cache={cache}", f"--out={out}"]
+    flags += ["--resume"] if (out / "config.yaml").exists() else []
+    command = [sys.executable, "-m", "miras", "train", name, "--size=tiny", "--data=stdlib", "--tokenizer=bytes", *flags]
+    print(f"Training {name} ...", file=sys.stderr, flush=True)
+    if code := subprocess.run(command).returncode:
+        raise MirasError(f"Training {name} ended with exit code {code}; `miras demo` goes on from there when called again.")
+
+
+def _validation_text(out: Path) -> TokenWindows:
+    corpus = load_corpus("stdlib")
+    return pack(corpus, load_tokenizer("bytes", corpus), PIECE, out / "data")[1]
+
+
+def _results(plan: Plan, out: Path, quick: bool, seed: int) -> dict[str, Any]:
+    """Everything but decoding, from what the training runs wrote."""
+    summaries = {name: json.loads((out / name / "summary.json").read_text()) for name in MODELS}
+    config = yaml.safe_load((out / MODELS[0] / "config.yaml").read_text())
+    first = summaries[MODELS[0]]
+    setup = {
+        "steps": plan.steps,
+        "tokens_per_step": config["batch"],
+        "context": config["context"],
+        "learning_rate": config["learning_rate"],
+        "seed": seed,
+        "threads": first["threads"],
+        "cpu": _cpu(),
+        "versions": _versions(),
+        "commit": _commit(),
+    }
+    return {
+        "title": "Moneta, Yaad and Memora beside a Transformer and Gated DeltaNet",
+        "command": "miras demo" + (" --quick" if quick else "") + (f" --seed {seed}" if seed else ""),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "quick": quick,
+        "data": first["data"],
+        "setup": setup,
+        "models": [_row(name, summary, out / name / "metrics.jsonl") for name, summary in summaries.items()],
+    }
+
+
+def _row(name: str, summary: dict[str, Any], metrics: Path) -> dict[str, Any]:
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    train = [x for x in lines if "bits_per_byte" in x]
+    validation = [x for x in lines if "val_bits_per_byte" in x]
+    copied = ("mixer", "parameters", "steps", "val_bits_per_byte", "tokens_per_second", "train_seconds", "peak_memory_bytes")
+    return {"name": name} | {key: summary[key] for key in copied} | {
+        "curve": {"step": [x["step"] for x in train], "bits_per_byte": [x["bits_per_byte"] for x in train]},
+        "validation": {
+            "step": [x["step"] for x in validation],
+            "bits_per_byte": [x["val_bits_per_byte"] for x in validation],
+        },
+    }
+
+
+@torch.no_grad()
+def _decode(folder: Path, text: TokenWindows, plan: Plan) -> dict[str, Any]:
+    """Milliseconds for one token and bytes of state after each context, and a sample."""
+    model = MirasForCausalLM.from_pretrained(folder).eval()
+    tokens = torch.cat([text[i]["input_ids"] for i in range(-(-max(plan.contexts) // PIECE))])
+    caches, cache, seen = {}, None, 0
+    for context in plan.contexts:
+        while seen < context:
+            piece = tokens[None, seen : min(seen + PIECE, context)]
+            cache = model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+            seen += piece.shape[1]
+        caches[context] = cache.states()
+    times: dict[int, list[float]] = {context: [] for context in plan.contexts}
+    # Contexts take turns, so that whatever else the machine does falls on all of them alike.
+    for _ in range(ROUNDS):
+        for context, states in caches.items():
+            here = MirasCache(model.config.num_hidden_layers)
+            here.put(states, context)
+            start = time.perf_counter()
+            model(tokens[None, :1], past_key_values=here, use_cache=True)
+            times[context].append(1000 * (time.perf_counter() - start))
+    return {
+        "decode_ms_per_token": {str(c): statistics.median(t) for c, t in times.items()},
+        "state_bytes": {str(c): sum(s.nbytes for s in states) for c, states in caches.items()},
+        "sample": {"prompt": PROMPT, "text": sample(folder, PROMPT, plan.sample_tokens, temperature=0.7, seed=0)},
+    }
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "miras": miras.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, where the package runs from one."""
+    done = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    )
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def _write_json(value: Any, path: Path) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(value, indent=1))
+    os.replace(part, path)

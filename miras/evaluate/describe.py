@@ -1,0 +1,118 @@
+"""The variants in words and formulas: what `miras list` and `miras explain` show."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from miras.attention import Attention
+from miras.engines import explain
+from miras.errors import UsageError
+from miras.gates import Gate
+from miras.mixer import Mixer
+from miras.rule import Rule
+from miras.variants import VARIANTS, variant
+
+AXES = ("memory", "bias", "retention", "algorithm")
+
+
+def rows() -> list[dict[str, Any]]:
+    """The table of variants as plain values: name, the four choices, update, engines, oracle, error.
+
+    `error` is the largest deviation measured against the oracle; None: not measured.
+    """
+    table = []
+    for name, entry in VARIANTS.items():
+        mixer = variant(name)
+        row = {"name": name, **mixer.describe(), "engines": engines(mixer), "oracle": entry.oracle, "error": None}
+        table.append(row)
+    return table
+
+
+def engines(mixer: Mixer) -> list[str]:
+    """The engines that can run a mixer, the one that is chosen first."""
+    if isinstance(mixer, Rule):
+        return [name for name, said in explain(mixer).items() if said in ("chosen", "possible")]
+    return ["sdpa"]
+
+
+def explanation(title: str, mixer: Mixer, heads: int, head_dim: int) -> str:
+    """A mixer as formulas, gates, sizes and engines.
+
+    Args:
+        title: what to call it.
+        mixer: a `Rule` or `Attention`.
+        heads: heads of a layer, for its size.
+        head_dim: size of each.
+
+    Raises:
+        UsageError: sizes below 1.
+    """
+    if heads < 1 or head_dim < 1:
+        raise UsageError(f"--heads {heads} --head-dim {head_dim}: expected at least 1.")
+    said = mixer.describe()
+    lines = [title, "", f"  {said['update']}", ""]
+    lines += _axes(mixer, said)
+    lines += _gates(mixer.gates)
+    lines += _sizes(mixer, heads, head_dim)
+    lines += _engines(mixer)
+    return "\n".join(lines)
+
+
+def _axes(mixer: Mixer, said: dict[str, str]) -> list[str]:
+    lines = []
+    for axis in AXES:
+        lines.append(f"  {axis:<10} {said[axis]}")
+        if isinstance(mixer, Rule):
+            lines.append(f"             {getattr(mixer, axis).formula}")
+    if isinstance(mixer, Rule):
+        at = "the decayed memory" if mixer.gradient_at == "decayed" else "the memory before the token"
+        if mixer.chunk > 1:
+            at = f"the memory that a chunk of {mixer.chunk} tokens begins with"
+        lines.append(f"  gradient   at {at}")
+    return [*lines, ""]
+
+
+def _gates(gates: tuple[Gate, ...]) -> list[str]:
+    if not gates:
+        return ["  no gates", ""]
+    wide = max(len(gate.name) for gate in gates)
+    lines = [f"  {'gate':<{wide}}  {'range':<10}  {'at first':<8}  meaning"]
+    for gate in gates:
+        first = "spread" if gate.name == "log_alpha" else f"{gate.init:g}"
+        lines.append(f"  {gate.name:<{wide}}  {_range(gate):<10}  {first:<8}  {gate.meaning}")
+    return [*lines, ""]
+
+
+def _range(gate: Gate) -> str:
+    low = "(-inf" if math.isinf(gate.low) else f"[{gate.low:g}"
+    high = "inf)" if math.isinf(gate.high) else f"{gate.high:g}]"
+    return f"{low}, {high}"
+
+
+def _sizes(mixer: Mixer, heads: int, head_dim: int) -> list[str]:
+    listed = Attention().state_bytes(heads, head_dim, head_dim, 1)
+    lines = [f"  sizes with {heads} heads of {head_dim}, in float32"]
+    if isinstance(mixer, Rule):
+        leaves = mixer.leaves(head_dim, head_dim)
+        slow = sum(size for size, _ in mixer.memory.slow(head_dim, head_dim).values())
+        learned = sum(leaf.rows * leaf.cols for leaf in leaves.values() if leaf.std) + slow
+        state = mixer.state_bytes(heads, head_dim, head_dim, 1)
+        shapes = ", ".join(f"{name} {leaf.rows} x {leaf.cols}" for name, leaf in leaves.items())
+        lines += [
+            f"    matrices    {shapes}",
+            f"    parameters  {learned:,} a head, the initial memory"
+            if learned
+            else "    parameters  none: it starts at zero",
+            f"    state       {state // heads:,} bytes a head, {state:,} a layer, at any length",
+            f"    break-even  {-(-state // listed):,} tokens; a cache of keys and values takes {listed:,} bytes each",
+        ]
+        return [*lines, ""]
+    state = [f"{mixer.state_bytes(heads, head_dim, head_dim, n):,} after {n:,}" for n in (256, 4096, 65536)]
+    return [*lines, "    parameters  none", f"    state       bytes a layer: {', '.join(state)} tokens", ""]
+
+
+def _engines(mixer: Mixer) -> list[str]:
+    if not isinstance(mixer, Rule):
+        return ["  engine     PyTorch's scaled_dot_product_attention"]
+    return [f"  engine     {name:<10}  {said}" for name, said in explain(mixer).items()]

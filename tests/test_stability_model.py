@@ -1,0 +1,55 @@
+"""The presets train stably on real text with their defaults: DESIGN's promise on outer gradients."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "stability.py"
+spec = importlib.util.spec_from_file_location("stability", SCRIPT)
+assert spec is not None and spec.loader is not None
+stability = sys.modules["stability"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(stability)
+
+LIMIT = 10.0
+every_preset = pytest.mark.parametrize("name", ["moneta", "yaad", "memora"])
+
+
+def first_step(cell) -> tuple[float, float]:
+    """Bits per byte and gradient norm of a fresh model on the first batch."""
+    return stability.backward(stability.make(cell), next(stability.batches(cell.length)), cell.dtype)
+
+
+@every_preset
+def test_outer_gradients_are_small_at_the_start_and_after_30_steps(name):
+    outcome = stability.train(stability.Cell(name, chunk=16, length=256), steps=31, tokens=1024)
+    assert torch.isfinite(torch.tensor(outcome.norms + outcome.bits)).all()
+    assert 0 < outcome.norms[0] < LIMIT
+    assert 0 < outcome.norms[30] < LIMIT
+    assert outcome.bits[30] < outcome.bits[0] - 2, "30 steps learn which bytes are frequent"
+
+
+@every_preset
+@pytest.mark.parametrize("length, gates", [(256, "channel"), (2048, "head"), (2048, "channel"), (8192, "head")])
+def test_outer_gradients_are_small_at_the_start_over_long_sequences(name, length, gates):
+    bits, norm = first_step(stability.Cell(name, chunk=16, length=length, gates=gates))
+    assert 7 < bits < 9, "a fresh model knows nothing of bytes"
+    assert 0 < norm < LIMIT
+
+
+def test_a_norm_that_is_not_a_number_is_not_stable():
+    outcome = stability.Outcome(stability.Cell("yaad", 16, 256), (1.0, float("nan"), 1.0), (1.0, 1.0, 1.0), 0.0)
+    assert not outcome.stable
+    assert "| nan |" in stability.table([outcome]) and "| NO |" in stability.table([outcome])
+
+
+@pytest.mark.slow
+def test_the_whole_grid_is_stable(tmp_path):
+    outcomes = stability.main(["--steps", "31", "--out", str(tmp_path / "stability.md")])
+    assert len(outcomes) == 24
+    assert [outcome.cell for outcome in outcomes if not outcome.stable] == []
+    assert (tmp_path / "stability.md").read_text().count("| yes |") == 24
