@@ -2,8 +2,8 @@
 
     python benchmarks/layers.py --time 2048 --dim 256 --heads 4
 
-Variants take turns (A B C A B C ...) and medians are reported, because other work on the machine then falls on all alike.
-`ceiling` is the machine's own rate for a 1024 x 1024 x 1024 product in float32, measured in the same run.
+Variants take turns (A B C A B C ...) and medians are reported, because other work on the machine then falls on all
+alike. `ceiling` is the machine's own rate for a 1024 x 1024 x 1024 product in float32, measured in the same run.
 """
 
 import argparse
@@ -39,8 +39,10 @@ def main() -> None:
             layer(x)[0].square().mean().backward()
             if turn:  # the first turn warms up
                 times[name].append(time.perf_counter() - start)
-    print(f"B={args.batch} T={args.time} D={args.dim} H={args.heads} chunk={args.chunk} gates={args.gates}, float32, "
-          f"{args.threads} threads, forward and backward; ceiling {ceiling():.0f} GFLOP/s")
+    print(
+        f"B={args.batch} T={args.time} D={args.dim} H={args.heads} chunk={args.chunk} gates={args.gates}, float32, "
+        f"{args.threads} threads, forward and backward; ceiling {ceiling():.0f} GFLOP/s"
+    )
     print("| layer | ms | tokens/s | of transformer |\n|---|---|---|---|")
     base = statistics.median(times["transformer"])
     for name, taken in times.items():

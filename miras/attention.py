@@ -60,7 +60,8 @@ class Attention(Mixer):
             "bias": "L2, weighted by exp(q . k / sqrt(d))",
             "retention": "NoRetention()" if self.window is None else f"window {self.window}",
             "algorithm": "non-parametric (Nadaraya-Watson)",
-            "update": "M_t = M_{t-1} + {(k_t, v_t)}" + ("" if self.window is None else f" - {{(k, v) older than {self.window}}}"),
+            "update": "M_t = M_{t-1} + {(k_t, v_t)}"
+            + ("" if self.window is None else f" - {{(k, v) older than {self.window}}}"),
         }
 
     def state_bytes(self, heads: int, d_k: int, d_v: int, tokens: int) -> int:
@@ -105,7 +106,9 @@ class Attention(Mixer):
         first = rows.start % rows.length
         new = number - state.position[:, None]
         place = torch.where(new >= 0, old + first[:, None] + new, old + new)
-        index = torch.where((number >= 0) & (place >= 0), place + torch.arange(x.shape[0], device=x.device)[:, None] * total, -1)
+        index = torch.where(
+            (number >= 0) & (place >= 0), place + torch.arange(x.shape[0], device=x.device)[:, None] * total, -1
+        )
         return take(x.flatten(0, 1), index)
 
     def _visible(self, position: Tensor, rows: Layout, seen: Tensor, places: int) -> Tensor:
@@ -131,5 +134,7 @@ def rotate(x: Tensor, position: Tensor, base: float = 10000.0) -> Tensor:
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=1 / math.sqrt(q.shape[-1]), enable_gqa=q.shape[1] != k.shape[1])
+    y = F.scaled_dot_product_attention(
+        q, k, v, mask, is_causal=causal, scale=1 / math.sqrt(q.shape[-1]), enable_gqa=q.shape[1] != k.shape[1]
+    )
     return y.transpose(1, 2)

@@ -1,7 +1,8 @@
-"""`miras demo`: train Moneta, Yaad and Memora beside a Transformer and Gated DeltaNet, and write a page that compares them.
+"""`miras demo`: train Moneta, Yaad and Memora beside a Transformer and Gated DeltaNet, and write a page that compares
+them.
 
-Equal data, steps and tokens; parameters are made equal by the width of the SwiGLU. Every model is trained by `miras train`
-in a process of its own, so that its memory is its own, and resumes where it stopped.
+Equal data, steps and tokens; parameters are made equal by the width of the SwiGLU. Every model is trained by `miras
+train` in a process of its own, so that its memory is its own, and resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -112,14 +113,28 @@ def _train(name: str, hidden: int, plan: Plan, out: Path, cache: Path, seed: int
         if {k: config[k] for k in wanted} == wanted:
             print(f"{name} is trained already ({out}).", file=sys.stderr)
             return
-        raise MirasError(f"{out} holds another run than this demo's ({wanted}). Remove the folder or write another --out.")
+        raise MirasError(
+            f"{out} holds another run than this demo's ({wanted}). Remove the folder or write another --out."
+        )
     flags = [f"--{k}={v}" for k, v in wanted.items()]
     flags += [f"--validation-windows={plan.validation_windows}", f"--cache={cache}", f"--out={out}"]
     flags += ["--resume"] if (out / "config.yaml").exists() else []
-    command = [sys.executable, "-m", "miras", "train", name, "--size=tiny", "--data=stdlib", "--tokenizer=bytes", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "miras",
+        "train",
+        name,
+        "--size=tiny",
+        "--data=stdlib",
+        "--tokenizer=bytes",
+        *flags,
+    ]
     print(f"Training {name} ...", file=sys.stderr, flush=True)
     if code := subprocess.run(command).returncode:
-        raise MirasError(f"Training {name} ended with exit code {code}; `miras demo` goes on from there when called again.")
+        raise MirasError(
+            f"Training {name} ended with exit code {code}; `miras demo` goes on from there when called again."
+        )
 
 
 def _validation_text(out: Path) -> TokenWindows:
@@ -158,14 +173,26 @@ def _row(name: str, summary: dict[str, Any], metrics: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     train = [x for x in lines if "bits_per_byte" in x]
     validation = [x for x in lines if "val_bits_per_byte" in x]
-    copied = ("mixer", "parameters", "steps", "val_bits_per_byte", "tokens_per_second", "train_seconds", "peak_memory_bytes")
-    return {"name": name} | {key: summary[key] for key in copied} | {
-        "curve": {"step": [x["step"] for x in train], "bits_per_byte": [x["bits_per_byte"] for x in train]},
-        "validation": {
-            "step": [x["step"] for x in validation],
-            "bits_per_byte": [x["val_bits_per_byte"] for x in validation],
-        },
-    }
+    copied = (
+        "mixer",
+        "parameters",
+        "steps",
+        "val_bits_per_byte",
+        "tokens_per_second",
+        "train_seconds",
+        "peak_memory_bytes",
+    )
+    return (
+        {"name": name}
+        | {key: summary[key] for key in copied}
+        | {
+            "curve": {"step": [x["step"] for x in train], "bits_per_byte": [x["bits_per_byte"] for x in train]},
+            "validation": {
+                "step": [x["step"] for x in validation],
+                "bits_per_byte": [x["val_bits_per_byte"] for x in validation],
+            },
+        }
+    )
 
 
 @torch.no_grad()
@@ -198,7 +225,11 @@ def _decode(folder: Path, text: TokenWindows, plan: Plan) -> dict[str, Any]:
 
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 

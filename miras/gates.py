@@ -1,4 +1,7 @@
-"""Gates: the per-token numbers that the outer model sets and the inner learning obeys. Axes declare them, the layer makes them."""
+"""Gates: the per-token numbers that the outer model sets and the inner learning obeys.
+
+Axes declare them, the layer makes them.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,9 @@ class Gate:
         return math.log(share / (1 - share))
 
 
-ALPHA = Gate("log_alpha", -math.inf, 0.0, -1 / 2048, True, "retention, log alpha_t <= 0: how much of the memory is kept")
-ETA = Gate("eta", 0.0, 1.0, 0.5, True, "inner learning rate eta_t: how much of the surprise is written")
+ALPHA = Gate(
+    "log_alpha", -math.inf, 0.0, -1 / 2048, True, "retention, log alpha_t <= 0: how much of the memory is kept"
+)
+ETA = Gate("eta", 0.0, 1.0, 0.25, True, "inner learning rate eta_t: how much of the surprise is written")
 THETA = Gate("theta", 0.0, 1.0, 0.9, True, "momentum theta_t: how much of the past step is repeated")
 DELTA = Gate("delta", 0.0, math.inf, 1.0, False, "Huber threshold delta_t: errors beyond it are extreme events")

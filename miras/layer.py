@@ -1,4 +1,4 @@
-"""MirasLayer: [B, T, D] -> [B, T, D], the projections, gates and norms around a mixer (arXiv 2504.13173, section 5.4)."""
+"""MirasLayer, [B, T, D] -> [B, T, D]: projections, gates and norms around a mixer (arXiv 2504.13173, section 5.4)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ShortConv(nn.Module):
         nn.init.uniform_(self.weight, -1 / math.sqrt(self.width), 1 / math.sqrt(self.width))
 
     def forward(self, x: Tensor, state: Tensor | None, where: Layout) -> tuple[Tensor, Tensor]:
-        """x [B, T, C] and the last width - 1 inputs of each sequence [N, width - 1, C] -> y [B, T, C] and the next state."""
+        """x [B, T, C], the last width - 1 inputs of each sequence [N, width - 1, C] -> y [B, T, C], the next state."""
         if state is None:
             state = x.new_zeros(where.rows, self.width - 1, x.shape[-1])
         state = state.to(x.dtype)
@@ -121,7 +121,8 @@ class GateMaker(nn.Module):
 
 class MirasLayer(nn.Module):
     """A sequence layer around a mixer: q, k, v by linear maps, short convolution and SiLU, unit-norm q and k, the gates
-    that the rule declares, the memory, a norm per head and an output gate. Around `Attention` only the linear maps stay.
+    that the rule declares, the memory, a norm per head and an output gate. Around `Attention` only the linear maps
+    stay.
 
     Args:
         dim: size D of input and output.
@@ -180,8 +181,10 @@ class MirasLayer(nn.Module):
         self.reset_parameters()
 
     def _gate_init(self, gate: Gate, context: int) -> list[float]:
-        """Initial value per head. Time constants of retention are spread over the heads, on a log scale up to the context,
-        unless a normalised memory decays to zero: it becomes chaotic after a few thousand tokens of any real decay."""
+        """Initial value per head. Time constants of retention are spread over the heads, on a log scale up to the
+        context, unless a normalised memory decays to zero: it becomes chaotic after a few thousand tokens of any real
+        decay.
+        """
         assert isinstance(self.rule, Rule)
         if gate.name != "log_alpha":
             return [gate.init] * self.heads
@@ -191,7 +194,7 @@ class MirasLayer(nn.Module):
         return [-1 / (SHORTEST * step**h) for h in range(self.heads)]
 
     def reset_parameters(self) -> None:
-        """Draw the initial memory; see `Leaf.std`. Linear maps keep PyTorch's own initialisation unless a model sets it."""
+        """Draw the initial memory; see `Leaf.std`. Linear maps keep PyTorch's initialisation unless a model sets it."""
         if not isinstance(self.rule, Rule):
             return
         with torch.no_grad():
@@ -240,7 +243,9 @@ class MirasLayer(nn.Module):
             raise UsageError(f"MirasLayer: expected x [batch, time, {self.qkv.in_features}], got {list(x.shape)}.")
         where = where or layout(x.shape[0], x.shape[1], mask, cu_seqlens, x.device)
         if state is not None and state.position.shape[0] != where.rows:
-            raise UsageError(f"MirasLayer: the state has {state.position.shape[0]} rows, the input {where.rows} sequences.")
+            raise UsageError(
+                f"MirasLayer: the state has {state.position.shape[0]} rows, the input {where.rows} sequences."
+            )
         qkv, conv = self.qkv(x), None
         if self.conv is not None:
             qkv, conv = self.conv(qkv, None if state is None else state.conv, where)

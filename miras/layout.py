@@ -1,8 +1,8 @@
 """Where each sequence's tokens lie in a call, and the chunk grid.
 
-Generation and evaluation left-pad, packed training has all lengths, and a state may stop in the middle of a chunk. Chunks
-start at each sequence's own first token, whatever surrounds it. Engines see none of that: `Grid` maps tokens to aligned
-chunks of C slots, some of which are holes.
+Generation and evaluation left-pad, packed training has all lengths, and a state may stop in the middle of a chunk.
+Chunks start at each sequence's own first token, whatever surrounds it. Engines see none of that: `Grid` maps tokens to
+aligned chunks of C slots, some of which are holes.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Layout:
 
 
 def take(x: Tensor, index: Tensor, hole: float = 0.0) -> Tensor:
-    """x[index] along the first axis, `hole` where the index is -1: selected, not multiplied, so NaN stays where it is."""
+    """x[index] along the first axis, `hole` where the index is -1: selected, not multiplied, so NaN stays put."""
     out = x.index_select(0, index.clamp_min(0).flatten()).unflatten(0, index.shape)
     return torch.where((index >= 0).reshape(*index.shape, *[1] * (x.dim() - 1)), out, hole)
 
@@ -100,7 +100,8 @@ def layout(
         device: where the tensors are.
 
     Raises:
-        UsageError: shapes that do not fit, both at once, lengths that do not add up, a mask with holes (looked at on a CPU).
+        UsageError: shapes that do not fit, both at once, lengths that do not add up, a mask with holes (looked at on a
+            CPU).
     """
     if mask is not None and cu_seqlens is not None:
         raise UsageError("layout: got both mask and cu_seqlens; a pack has no padding, so write only cu_seqlens.")
@@ -118,12 +119,16 @@ def layout(
     rank = torch.where(mask, time - first[:, None], -1)
     if mask.device.type == "cpu" and bool((rank >= count[:, None]).any()):
         raise UsageError("layout: the tokens of a row must lie side by side, got a mask with holes between them.")
-    return Layout(batch, length, length, torch.arange(batch, device=device) * length + first, count, row, rank, False, False)
+    return Layout(
+        batch, length, length, torch.arange(batch, device=device) * length + first, count, row, rank, False, False
+    )
 
 
 def _packed(batch: int, length: int, cu_seqlens: Tensor, time: Tensor) -> Layout:
     if batch != 1:
-        raise UsageError(f"layout: cu_seqlens packs sequences into one row, got a batch of {batch}; flatten it to [1, B * T].")
+        raise UsageError(
+            f"layout: cu_seqlens packs sequences into one row, got a batch of {batch}; flatten it to [1, B * T]."
+        )
     lengths = cu_seqlens.diff()
     ends = cu_seqlens.tolist()
     if len(ends) < 2 or ends[0] != 0 or ends[-1] != length or bool((lengths <= 0).any()):

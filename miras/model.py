@@ -48,9 +48,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: LayerState | None, where: Layout, engine: str) -> tuple[Tensor, LayerState]:
         """x [B, T, D] and the layer's state -> x [B, T, D] and its state."""
-        y, state = self.mixer(self.mixer_norm(x), state, where=where, engine=engine)
+        y, after = self.mixer(self.mixer_norm(x), state, where=where, engine=engine)
         x = x + y
-        return x + self.mlp(self.mlp_norm(x)), state
+        return x + self.mlp(self.mlp_norm(x)), after
 
 
 class Backbone(nn.Module):
@@ -109,7 +109,7 @@ class Backbone(nn.Module):
 
 
 class Miras(nn.Module):
-    """A language model in plain PyTorch: `Backbone` and an output layer that shares the embedding. Arguments as there."""
+    """A language model in plain PyTorch: `Backbone` and an output layer that shares its embedding. Arguments alike."""
 
     def __init__(self, vocab: int, dim: int, heads: int, hidden: int, mixers: Sequence[Mixer], **options: Any) -> None:
         super().__init__()

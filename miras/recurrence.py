@@ -42,7 +42,7 @@ def recurrence(
         origin = state.origin
         if rule.gradient_at == "decayed":
             origin = {n: _where(keep, rule.decay(a, at_t[n]), a) for n, a in origin.items()}
-        weights = dict(rule.link(origin, state.home, leaves))
+        weights = rule.link(origin, state.home, leaves)
         grad = rule.gradient(weights, state.slow, k[..., here, :], v[..., here, :], token(gates, t))
         dual, slots = {}, {}
         for n, a in state.dual.items():
@@ -60,10 +60,12 @@ def _advance(rule: Rule, state: State, keep: Tensor | None) -> State:
     """Count the token; where it was the last of its chunk, gradients are taken at the new dual from now on."""
     offset = state.offset + (1 if keep is None else keep.to(state.offset))
     full = offset == rule.chunk
-    origin = dict(state.dual) if rule.chunk == 1 else {n: _where(full, a, state.origin[n]) for n, a in state.dual.items()}
+    origin = (
+        dict(state.dual) if rule.chunk == 1 else {n: _where(full, a, state.origin[n]) for n, a in state.dual.items()}
+    )
     return replace(state, origin=origin, offset=torch.where(full, 0, offset), aligned=rule.chunk == 1)
 
 
 def _where(keep: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
-    """`new` in the rows that are true, `old` in the others; selected, so that NaN in a row without a token has no effect."""
+    """`new` in the rows that are true, `old` in the others; selected, so that NaN in a hole has no effect."""
     return new if keep is None else torch.where(keep.reshape(-1, *[1] * (new.dim() - 1)), new, old)

@@ -31,7 +31,7 @@ class Axis(ABC):
 
     @property
     def formula(self) -> str:
-        """What it computes, in one line: the first line of the class' docstring, so that there is one place to keep true."""
+        """What it computes, in one line: the first of the class' docstring, so that one place is kept true."""
         return (inspect.getdoc(type(self)) or type(self).__name__).split("\n")[0]
 
     def __str__(self) -> str:

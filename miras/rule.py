@@ -3,9 +3,9 @@
     A_t = alpha_t A_{t-1} - step_t              step_t from the algorithm, of  grad_t = d L(M(W_o, k_t), v_t) / d W
     W_t = link(A_t)                             y_t = M(W_t, q_t)
 
-W_o are the weights that the running chunk began with. Three named points turn this frame into known models: with a matrix
-memory, l_2 bias, no retention, gradient descent and chunk 1 it is DeltaNet; with the dot product instead it is linear
-attention; with a 2-layer MLP, l_2, decay and momentum it is Titans.
+W_o are the weights that the running chunk began with. Three named points turn this frame into known models: with a
+matrix memory, l_2 bias, no retention, gradient descent and chunk 1 it is DeltaNet; with the dot product instead it is
+linear attention; with a 2-layer MLP, l_2, decay and momentum it is Titans.
 
 Vocabulary: `dual` A, `weights` W = link(A), `slots` the algorithm's own state, `origin` the dual at which a chunk's
 gradients are taken, `offset` tokens of the running chunk already seen, `home` the learned initial dual.
@@ -70,10 +70,12 @@ class Rule(Mixer):
         bias: attentional bias, the inner objective.
         retention: retention gate, what is kept.
         algorithm: memory learning algorithm.
-        chunk: tokens whose gradients are all taken at the weights the chunk began with. Part of the function, not of its
+        chunk: tokens whose gradients are all taken at the weights the chunk began with. Part of the function, not of
+            its
             evaluation: decoding and every engine reproduce it exactly.
-        gradient_at: "previous", at W_{t-1} (Titans, Comba, RWKV-7 and the paper), or "decayed", at alpha_t W_{t-1} (Gated
-            DeltaNet, KDA). For any chunk: the origin itself is retained with no step before token t's gradient is taken there.
+        gradient_at: "previous", at W_{t-1} (Titans, Comba, RWKV-7 and the paper), or "decayed", at alpha_t W_{t-1}
+            (Gated DeltaNet, KDA). For any chunk: the origin itself is retained with no step before token t's gradient
+            is taken there.
         link_at: where a nonlinear link acts inside a chunk. "token": W_t = link(A_t). "chunk": W_t = link(O) + slope(O)
             centre(A_t - O), the link itself only where chunks meet, so that no per-token weights are written out. None
             chooses "chunk" where the gate has a slope. With chunk 1 or an identity link there is no difference, and
@@ -122,15 +124,18 @@ class Rule(Mixer):
             return "token"
         sloped = isinstance(self.retention, SlopedRetention)
         if self.link_at == "chunk" and not sloped:
-            raise UsageError(f"Rule: {self.retention} has no slope, so it has no link_at='chunk'; write link_at='token'.")
+            raise UsageError(
+                f"Rule: {self.retention} has no slope, so it has no link_at='chunk'; write link_at='token'."
+            )
         return self.link_at or ("chunk" if sloped else "token")
 
-    # -- what the rule needs ------------------------------------------------------------------------------------------
+    # -- what the rule needs -----------------------------------------------------------------------------------------
 
     @property
     def gates(self) -> tuple[Gate, ...]:
-        """Gates of all axes. Within a chunk gradients are stale: a key repeated C times is stepped C eta times, so eta of
-        a rule with chunk > 1 ranges to min(1, 16 / chunk), times the retention's own limit."""
+        """Gates of all axes. Within a chunk gradients are stale: a key repeated C times is stepped C eta times, so eta
+        of a rule with chunk > 1 ranges to min(1, 16 / chunk), times the retention's own limit.
+        """
         limit = min(1.0, 16 / self.chunk) * self.retention.eta_limit if self.chunk > 1 else 1.0
         gates = self.bias.gates + self.retention.gates + self.algorithm.gates
         return tuple(replace(g, high=limit, init=g.init * limit) if g.name == "eta" else g for g in gates)
@@ -143,10 +148,12 @@ class Rule(Mixer):
         """Why alpha cannot be per channel, or None: it has to be constant along the axis a softmax normalises."""
         for name, leaf in self.leaves(d_k, d_v).items():
             if self.retention.on_simplex and leaf.channel == leaf.simplex:
-                return f"{self.retention} needs alpha constant along the axis it normalises, the channels of matrix {name}"
+                return (
+                    f"{self.retention} needs alpha constant along the axis it normalises, the channels of matrix {name}"
+                )
         return None
 
-    # -- states -------------------------------------------------------------------------------------------------------
+    # -- states ------------------------------------------------------------------------------------------------------
 
     def initial(self, heads: int, d_k: int, d_v: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """A random initial memory in dual coordinates, {leaf: [H, o, i]}; zeros where the memory starts at zero."""
@@ -187,7 +194,7 @@ class Rule(Mixer):
         parts = list(weights.values())
         return parts[0].shape[-2], parts[-1].shape[-1]
 
-    # -- the update, one leaf at a time ---------------------------------------------------------------------------------
+    # -- the update, one leaf at a time ------------------------------------------------------------------------------
 
     def leaf_gates(self, leaf: Leaf, gates: Gates) -> dict[str, Tensor]:
         """The gates that one matrix sees, [..., 1 | channels], with alpha itself beside its logarithm.
@@ -206,7 +213,9 @@ class Rule(Mixer):
         """What `Algorithm.rate` scales the learning rate of one matrix by."""
         return 1.0 if self.algorithm.rate == "none" else 1 / (leaf.power * self.retention.slope0(leaf))
 
-    def gradient(self, weights: Weights, slow: Mapping[str, Tensor], k: Tensor, v: Tensor, gates: Gates) -> dict[str, Outer]:
+    def gradient(
+        self, weights: Weights, slow: Mapping[str, Tensor], k: Tensor, v: Tensor, gates: Gates
+    ) -> dict[str, Outer]:
         """d L(M(W, k_t), v_t) / d W of every token as outer products; `weights` may be operators."""
         y, pullback = self.memory.vjp(weights, k, slow)
         return pullback(self.bias.clipped(y, v, gates))
@@ -227,22 +236,24 @@ class Rule(Mixer):
         """The dual itself, from the one that is stored relative to `home`."""
         return {n: a + home[n] for n, a in dual.items()} if home else dict(dual)
 
-    def link(self, dual: Mapping[str, Tensor], home: Mapping[str, Tensor], leaves: Mapping[str, Leaf]) -> dict[str, Tensor]:
+    def link(
+        self, dual: Mapping[str, Tensor], home: Mapping[str, Tensor], leaves: Mapping[str, Leaf]
+    ) -> dict[str, Tensor]:
         """The weights W = link(A), materialised."""
         return {n: self.retention.primal(a, leaves[n]) for n, a in self.full(dual, home).items()}
 
     def read_weights(self, state: State, leaves: Mapping[str, Leaf]) -> Weights:
         """What a token reads with after its update: W_t by `link_at`."""
         if self.link_at == "token":
-            return dict(self.link(state.dual, state.home, leaves))
+            return self.link(state.dual, state.home, leaves)
         assert isinstance(self.retention, SlopedRetention)
-        weights: Weights = {}
+        weights = {}
         for n, origin in self.full(state.origin, state.home).items():
             change = self.retention.centre(state.dual[n] - state.origin[n], leaves[n])
             weights[n] = self.retention.primal(origin, leaves[n]) + self.retention.slope(origin, leaves[n]) * change
         return weights
 
-    # -- description --------------------------------------------------------------------------------------------------
+    # -- description -------------------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, str]:
         names = {"memory": self.memory, "bias": self.bias, "retention": self.retention, "algorithm": self.algorithm}
@@ -254,7 +265,9 @@ class Rule(Mixer):
         identity = isinstance(self.retention, EuclideanRetention)
         a = "W" if identity else "A"
         keep = "alpha_t " if self.retention.gates else ""
-        past = f"{a}_0 + {keep}({a}_{{t-1}} - {a}_0)" if self.retention.to == "initial" and keep else f"{keep}{a}_{{t-1}}"
+        past = (
+            f"{a}_0 + {keep}({a}_{{t-1}} - {a}_0)" if self.retention.to == "initial" and keep else f"{keep}{a}_{{t-1}}"
+        )
         at = "alpha_t W_{t-1}" if self.gradient_at == "decayed" else "W_{t-1}" if self.chunk == 1 else "W_chunk"
         surprise = f"eta_t grad L({at}; k_t, v_t)"
         line = f"{a}_t = {past} - " + ("S_t" if self.algorithm.slots else surprise)

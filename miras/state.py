@@ -14,17 +14,17 @@ S = TypeVar("S", bound="BatchState")
 Tree = Any  # a tensor, None, or a dict / tuple / BatchState of trees
 
 
-def tree_map(fn: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
-    """The same tree with `fn` applied to each tensor."""
+def tree_map(fn: Callable[[Tensor], Tensor], tree: Tree, shared: bool = False) -> Tree:
+    """The same tree with `fn` applied to each tensor, of states to the shared ones only where asked."""
     if isinstance(tree, Tensor):
         return fn(tree)
     if isinstance(tree, dict):
-        return {name: tree_map(fn, part) for name, part in tree.items()}
+        return {name: tree_map(fn, part, shared) for name, part in tree.items()}
     if isinstance(tree, tuple):
-        parts = [tree_map(fn, part) for part in tree]
+        parts = [tree_map(fn, part, shared) for part in tree]
         return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
     if isinstance(tree, BatchState):
-        return tree.map(fn)
+        return tree.map(fn, shared)
     return tree
 
 
@@ -45,14 +45,14 @@ def tensors(tree: Tree, prefix: str = "") -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class BatchState:
-    """Base of states. Fields named in `shared` belong to all rows (parameters, held by reference); the rest is [B, ...]."""
+    """Base of states. Fields named in `shared` belong to all rows (parameters, by reference); the rest is [B, ...]."""
 
     shared: ClassVar[tuple[str, ...]] = ()
 
     def map(self: S, fn: Callable[[Tensor], Tensor], shared: bool = False) -> S:
         """A state with `fn` applied to each tensor of the rows, and to the shared ones where asked."""
         changed = {
-            field.name: tree_map(fn, getattr(self, field.name))
+            field.name: tree_map(fn, getattr(self, field.name), shared)
             for field in dataclasses.fields(self)
             if shared or field.name not in self.shared
         }
@@ -94,4 +94,6 @@ class BatchState:
     def health(self) -> dict[str, float]:
         """Root mean square of every floating-point tensor of the rows by name; NaN or inf shows where a state broke."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in self.shared}
-        return {n: x.float().square().mean().sqrt().item() for n, x in tensors(own).items() if torch.is_floating_point(x)}
+        return {
+            n: x.float().square().mean().sqrt().item() for n, x in tensors(own).items() if torch.is_floating_point(x)
+        }

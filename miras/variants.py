@@ -23,7 +23,8 @@ def moneta(chunk: int = DEFAULT_CHUNK, letter: bool = False) -> Rule:
 
     Args:
         chunk: tokens per chunk.
-        letter: the paper's letter, decay to zero; else decay to the learned initial memory, which is stable at any length.
+        letter: the paper's letter, decay to zero; else decay to the learned initial memory, which is stable at any
+            length.
     """
     gate = retention.Lq(q=4.0, link="paper", to="zero" if letter else "initial")
     return Rule(memory.MLP(), bias.Lp(p=3.0), gate, GradientDescent(rate="input"), chunk)
@@ -34,8 +35,8 @@ def yaad(chunk: int = DEFAULT_CHUNK, letter: bool = False) -> Rule:
 
     Args:
         chunk: tokens per chunk.
-        letter: the paper's letter, decay to zero and the mixture of its eq. 16; else decay to the learned initial memory
-            and the coordinate-wise Huber loss of eq. 14, which is continuous.
+        letter: the paper's letter, decay to zero and the mixture of its eq. 16; else decay to the learned initial
+            memory and the coordinate-wise Huber loss of eq. 14, which is continuous.
     """
     form = "mixture" if letter else "coordinate"
     gate = retention.L2(to="zero" if letter else "initial")
@@ -113,7 +114,9 @@ VARIANTS = {
     "linear_attention": Variant(linear_attention, "arXiv 2006.16236", "a cumulative sum (tests/test_variants.py)"),
     "deltanet": Variant(deltanet, "arXiv 2406.06484", "a NumPy transcription (tests/test_variants.py)"),
     "gated_deltanet": Variant(gated_deltanet, "arXiv 2412.06464", "transformers (tests/test_variants.py)"),
-    "transformer": Variant(transformer, "arXiv 1706.03762", "PyTorch SDPA, transformers' RoPE (tests/test_variants.py)"),
+    "transformer": Variant(
+        transformer, "arXiv 1706.03762", "PyTorch SDPA, transformers' RoPE (tests/test_variants.py)"
+    ),
     "sliding_window": Variant(sliding_window, "arXiv 2004.05150", "masked softmax (tests/test_variants.py)"),
 }
 

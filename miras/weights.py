@@ -1,7 +1,8 @@
 """Fast weights as matrices and as operators.
 
-A memory touches a weight only through `mv` (W x) and `tmv` (W^T u), so one reading code serves the token loop, the chunk
-engine and decoding, whether the weight is a plain tensor, one matrix per token, or a sum that is never written out.
+A memory touches a weight only through `mv` (W x) and `tmv` (W^T u), so one reading code serves the token loop, the
+chunk engine and decoding, whether the weight is a plain tensor, one matrix per token, or a sum that is never written
+out.
 
 Shapes: `...` is (batch, head); C tokens; a matrix has o rows and i columns; gates have a last axis of 1 (one value per
 head) or of the matrix' model-channel axis (one value per channel).
@@ -9,7 +10,7 @@ head) or of the matrix' model-channel axis (one value per channel).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -24,7 +25,8 @@ class Leaf(NamedTuple):
     Attributes:
         rows: o, the size of its output.
         cols: i, the size of its input.
-        channel: the axis that carries model channels (`ROWS`, `COLUMNS`), along which channel gates act; None: no such axis.
+        channel: the axis that carries model channels (`ROWS`, `COLUMNS`), along which channel gates act; None: no such
+            axis.
         simplex: the axis that a softmax normalises.
         power: expected squared norm of its input.
         std: standard deviation of its initial entries; 0 means that it starts at zero and is not learned.
@@ -56,7 +58,7 @@ class Operator(Protocol):
 
 
 Weight = Tensor | Operator
-Weights = dict[str, Weight]
+Weights = Mapping[str, Weight]
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def matmul_add(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """total + a b for batches of two axes, in one pass over the result where nothing has to be cast."""
+    """Total + a b for batches of two axes, in one pass over the result where nothing has to be cast."""
     if total is None:
         return matmul(a, b)
     if torch.is_autocast_enabled(a.device.type):
@@ -86,7 +88,7 @@ def mv(weight: Weight, x: Tensor) -> Tensor:
 
 
 def mv_add(total: Tensor | None, weight: Tensor, x: Tensor) -> Tensor:
-    """total + W x for a plain weight."""
+    """Total + W x for a plain weight."""
     if total is not None and weight.dim() == x.dim():
         return matmul_add(total, x, weight.mT)
     return mv(weight, x) if total is None else total + mv(weight, x)
@@ -125,7 +127,8 @@ class PerToken(NamedTuple):
 class Scaled(NamedTuple):
     """W_t = sum_j coef[t, j] (.) base_j, the coefficients along `axis` where they are per channel.
 
-    bases: matrices [..., o, i] or, shared by the batch, [H, o, i]; coef [..., C, J, 1 | channels]; a coefficient that is
+    bases: matrices [..., o, i] or, shared by the batch, [H, o, i]; coef [..., C, J, 1 | channels]; a coefficient that
+        is
     always 1 is left out: bases beyond the J-th have none.
     """
 

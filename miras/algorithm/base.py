@@ -18,8 +18,8 @@ Slots = tuple[Tensor, ...]
 class Algorithm(Axis):
     """An optimiser of the memory: `init` makes its slots, `step` turns a gradient into a step.
 
-    A final class is a frozen dataclass with the field `rate`: with "input" each matrix sees eta / (leaf.power slope0), the
-    learning rate over the power of its input, so that one eta suits all matrices; with "none" it sees eta.
+    A final class is a frozen dataclass with the field `rate`: with "input" each matrix sees eta / (leaf.power slope0),
+    the learning rate over the power of its input, so that one eta suits all matrices; with "none" it sees eta.
     """
 
     axis = "algorithm"
@@ -33,7 +33,7 @@ class Algorithm(Axis):
 
 
 class LinearAlgorithm(Algorithm):
-    """Marker: `step` is linear in (grad, slots), so a chunk of steps is one matrix, found by running it on basis vectors."""
+    """Marker: `step` is linear in (grad, slots), so a chunk of steps is one matrix, found by probing it."""
 
 
 def check_rate(name: str, rate: str) -> None:

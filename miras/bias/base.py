@@ -28,7 +28,7 @@ class Bias(Axis):
 
     @abstractmethod
     def grad(self, y: Tensor, v: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
-        """dL/dy per token, [..., C, d]. Its own derivative must be finite everywhere: the outer loop goes through it."""
+        """dL/dy per token, [..., C, d]. Its derivative must be finite everywhere: the outer loop goes through it."""
 
     def clipped(self, y: Tensor, v: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
         """What the update uses: `grad`, with `clip=True` shortened to norm sqrt(d) a token, u min(1, sqrt(d) / ||u||).

@@ -21,7 +21,8 @@ EPS = 1e-6
 class Huber(Bias):
     """Huber loss of r = y - v with an input-dependent threshold delta_t (arXiv 2504.13173 eq. 13-16).
 
-    * `form="coordinate"` (eq. 14): sum_j H(r_j); gradient min(max(r, -delta), delta). Continuous, delta may be per channel.
+    * `form="coordinate"` (eq. 14): sum_j H(r_j); gradient min(max(r, -delta), delta). Continuous, delta may be per
+      channel.
     * `form="norm"` (eq. 15): H(||r||); gradient r min(1, delta / ||r||), a clipping of each token's gradient.
     * `form="mixture"` (eq. 16, printed for Yaad): r where rms(r) <= delta, delta sign(r) beyond. The paper tests ||r||;
       taken on the root mean square, the step does not jump by sqrt(d) at the threshold.

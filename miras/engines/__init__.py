@@ -1,7 +1,7 @@
 """Running a mixer over tokens: one call, whichever engine evaluates it.
 
-Every engine computes the function that `recurrence` defines. `plan` says which one runs, `explain` why not the others, and
-`engine=` overrides the choice.
+Every engine computes the function that `recurrence` defines. `plan` says which one runs, `explain` why not the others,
+and `engine=` overrides the choice.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ def _token_loop(
     rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Mapping[str, Tensor], where: Layout
 ) -> tuple[Tensor, State]:
     valid = None if where.dense else where.padded().valid
-    head_first = [where.to_rows(x).transpose(1, 2) for x in (q, k, v)]
+    q, k, v = (where.to_rows(x).transpose(1, 2) for x in (q, k, v))
     gates = {n: where.to_rows(g).transpose(1, 2) for n, g in gates.items()}
-    y, state = recurrence(rule, state, *head_first, gates, valid)
+    y, state = recurrence(rule, state, q, k, v, gates, valid)
     return where.from_rows(y.transpose(1, 2)), state
 
 
@@ -58,8 +58,9 @@ ENGINES = (
 
 
 def explain(rule: Rule, gates: Gates | None = None) -> dict[str, str]:
-    """What each engine says of a rule (with these gates), in order of preference: "chosen", "possible" or the reason why
-    it cannot run it."""
+    """What each engine says of a rule (with these gates), in order of preference: "chosen", "possible" or the reason
+    why it cannot run it.
+    """
     said = {}
     for engine in ENGINES:
         reason = engine.refuses(rule, gates)
@@ -85,7 +86,9 @@ def plan(rule: Rule, engine: str = "auto", gates: Gates | None = None) -> Engine
             if reason := candidate.refuses(rule, gates):
                 raise UsageError(f"engine {engine!r} cannot run this rule: {reason}. Write engine='auto'.")
             return candidate
-    raise UsageError(f"engine is {engine!r}, which does not exist." + near(engine, [e.name for e in ENGINES] + ["auto"]))
+    raise UsageError(
+        f"engine is {engine!r}, which does not exist." + near(engine, [e.name for e in ENGINES] + ["auto"])
+    )
 
 
 def run(
@@ -181,7 +184,8 @@ def _check_gates(rule: Rule, gates: Mapping[str, Tensor], k: Tensor, v: Tensor, 
         shape, widths = gates[name].shape, (1, k.shape[-1], v.shape[-1])
         if shape[:-1] != v.shape[:-1] or shape[-1] not in widths:
             raise UsageError(
-                f"run: gate {name!r} must be {[*v.shape[:-1], 1]} per head or with {v.shape[-1]} channels, got {list(shape)}."
+                f"run: gate {name!r} must be {[*v.shape[:-1], 1]} per head or {[*v.shape]} per channel, "
+                f"got {list(shape)}."
             )
         if shape[-1] > 1:
             _check_channels(rule, gate, k.shape[-1], v.shape[-1], shape[-1])
@@ -217,7 +221,7 @@ def _warn_of_overshoot(rule: Rule, gates: Mapping[str, Tensor], k: Tensor) -> No
     step = gates["eta"].max().item() * rule.chunk * k.square().sum(-1).max().item()
     if step > 2:
         warnings.warn(
-            f"run: eta chunk |k|^2 reaches {step:.2g}; beyond 2 a key repeated through a chunk is stepped past its value. "
+            f"run: eta chunk |k|^2 reaches {step:.2g}; beyond 2 a key repeated in a chunk is stepped past its value. "
             "Use a smaller eta or chunk, or keys of norm 1.",
             stacklevel=4,
         )
@@ -230,7 +234,9 @@ def _check_state(rule: Rule, state: Any, q: Tensor, v: Tensor, where: Layout) ->
     expected = {n: [where.rows, v.shape[2], leaf.rows, leaf.cols] for n, leaf in leaves.items()}
     got = {n: list(a.shape) for n, a in state.dual.items()}
     if got != expected:
-        raise UsageError(f"run: the state belongs to another rule, size or batch: expected matrices {expected}, got {got}.")
+        raise UsageError(
+            f"run: the state belongs to another rule, size or batch: expected matrices {expected}, got {got}."
+        )
     slots = {n: len(s) for n, s in state.slots.items()}
     if any(n != rule.algorithm.slots for n in slots.values()) or bool(state.home) != (rule.retention.to == "initial"):
         raise UsageError(f"run: the state belongs to another rule than {rule.retention} with {rule.algorithm}.")

@@ -19,7 +19,7 @@ from miras.layout import Grid, Layout, grid
 from miras.retention import EuclideanRetention, MirrorRetention, SlopedRetention
 from miras.rule import Gates, Rule, State, token
 from miras.state import tree_map
-from miras.weights import Leaf, Outer, PerToken, Scaled, Unrolled, Weights, along, matmul_add
+from miras.weights import Leaf, Outer, PerToken, Scaled, Unrolled, Weight, Weights, along, matmul_add
 
 
 def refuses(rule: Rule, gates: Gates | None = None) -> str | None:
@@ -32,9 +32,7 @@ def refuses(rule: Rule, gates: Gates | None = None) -> str | None:
     return None
 
 
-def run(
-    rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout
-) -> tuple[Tensor, State]:
+def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:
     """Same function as `recurrence`, a chunk at a time.
 
     Args:
@@ -71,7 +69,7 @@ def run(
 
 
 def _reassemble(cells: Grid, state: State, finished: list[State]) -> State:
-    """The states of all sequences in their own order; sequences that ended early stand at the end of the running ones."""
+    """The states of all sequences in their own order; those that ended early stand behind the running ones."""
     parts = [state, *reversed(finished)]
     if len(parts) > 1:
         flat = iter(zip(*(_tensors(part) for part in parts), strict=True))
@@ -86,10 +84,11 @@ def _tensors(state: State) -> list[Tensor]:
 
 
 class Coefficients(NamedTuple):
-    """Rows of the linear map from (dual, slots, grad_1 .. grad_C) to the dual after each token and the slots at the end.
+    """Rows of the linear map from (dual, slots, grad_1 .. grad_C) to the dual after each token and the slots at the
+    end.
 
-    dual [M, H, C, 1 + S + C, w], slots [M, H, S, 1 + S + C, w]; origin [M, H, C, w] is the decay of the origin up to and
-    including each token where gradients are taken there, else None. w is 1 or the number of channels.
+    dual [M, H, C, 1 + S + C, w], slots [M, H, S, 1 + S + C, w]; origin [M, H, C, w] is the decay of the origin up to
+    and including each token where gradients are taken there, else None. w is 1 or the number of channels.
     """
 
     dual: Tensor
@@ -109,7 +108,7 @@ class Chunk(NamedTuple):
 
 
 def _split(chunks: Chunk, sizes: list[int]) -> Iterator[Chunk]:
-    """The chunks of each step. Split at once: the backward of a slice would fill a tensor of all chunks for each step."""
+    """The chunks of each step. Split at once: the backward of a slice fills a tensor of all chunks for each step."""
     parts: list[tuple[Tensor, ...]] = []
     tree_map(lambda x: parts.append(x.split(sizes)) or x, chunks)
     for step in range(len(sizes)):
@@ -118,7 +117,7 @@ def _split(chunks: Chunk, sizes: list[int]) -> Iterator[Chunk]:
 
 
 def all_coefficients(rule: Rule, leaves: dict[str, Leaf], gates: Gates, keep: Tensor | None) -> dict[str, Coefficients]:
-    """The coefficients of every chunk for every leaf; only leaves without a channel axis see other gates than the rest."""
+    """The coefficients of every chunk for every leaf; leaves without a channel axis see other gates than the rest."""
     found: dict[bool, Coefficients] = {}
     result = {}
     for name, leaf in leaves.items():
@@ -132,7 +131,9 @@ def _coefficients(rule: Rule, gates: dict[str, Tensor], keep: Tensor | None) -> 
     like = next(iter(gates.values()))
     chunk, slots_n = like.shape[-2], rule.algorithm.slots
     width, size = max(g.shape[-1] for g in gates.values()), 1 + slots_n + chunk
-    basis = torch.eye(size, dtype=like.dtype, device=like.device).unsqueeze(-1).expand(*like.shape[:-2], size, size, width)
+    basis = (
+        torch.eye(size, dtype=like.dtype, device=like.device).unsqueeze(-1).expand(*like.shape[:-2], size, size, width)
+    )
     dual, slots = basis[..., 0, :, :], tuple(basis[..., 1 + j, :, :] for j in range(slots_n))
     origin, rows, decays = torch.ones_like(dual[..., :1, :]), [], []
     for t in range(chunk):
@@ -157,7 +158,7 @@ def chunk_step(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Chunk) 
     """One chunk of every running sequence: outputs [N, H, C, d_v] and the next state."""
     anchor, origin = _anchor(rule, leaves, state, chunk)
     grad = rule.gradient(anchor, state.slow, chunk.k, chunk.v, chunk.gates)
-    weights: Weights = {}
+    weights: dict[str, Weight] = {}
     dual, slots = {}, {}
     for n, leaf in leaves.items():
         if (rate := rule.rate(leaf)) != 1:
@@ -172,8 +173,8 @@ def chunk_step(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Chunk) 
 def _anchor(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Chunk) -> tuple[Weights, dict[str, Tensor]]:
     """The weights that the chunk's gradients are taken at, and the origin at the chunk's end."""
     if rule.gradient_at == "previous":
-        return dict(rule.link(state.origin, state.home, leaves)), state.origin
-    weights: Weights = {}
+        return rule.link(state.origin, state.home, leaves), state.origin
+    weights: dict[str, Weight] = {}
     origin = {}
     for n, leaf in leaves.items():
         decay = chunk.coefficients[n].origin
@@ -252,4 +253,6 @@ def _next_state(
     # The tokens of a sequence are side by side, so a token in the last slot means that the chunk is complete.
     full = keep[:, -1]
     origin = {n: torch.where(full[:, None, None, None], a, origin[n]) for n, a in dual.items()}
-    return replace(state, dual=dual, slots=slots, origin=origin, offset=(state.offset + keep.sum(1)) % rule.chunk, aligned=False)
+    return replace(
+        state, dual=dual, slots=slots, origin=origin, offset=(state.offset + keep.sum(1)) % rule.chunk, aligned=False
+    )

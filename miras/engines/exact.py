@@ -1,10 +1,10 @@
 """Exact parallel forms of linear memories at chunk 1, a tile of tokens at a time.
 
 * Dot product: the gradient does not depend on the memory, so the chunk engine with any chunk is exact.
-* l_2 with one decay per head (DeltaNet, Gated DeltaNet): within a tile W_t = g_t W_0 + sum_{s<=t} (g_t / g_s) u_s k_s^T with
-  u_t = eta_t (v_t - g'_t W_0 k_t - sum_{r<t} (g'_t / g_r) (k_r . k_t) u_r), g the cumulated decay, g' = g where gradients
-  are taken at the decayed memory and g_{t-1} where they are taken at the previous one: a unit triangular system, solved
-  for all tiles at once (the WY or UT form of arXiv 2406.06484 and 2412.06464).
+* l_2 with one decay per head (DeltaNet, Gated DeltaNet): within a tile W_t = g_t W_0 + sum_{s<=t} (g_t / g_s) u_s k_s^T
+  with u_t = eta_t (v_t - g'_t W_0 k_t - sum_{r<t} (g'_t / g_r) (k_r . k_t) u_r), g the cumulated decay, g' = g where
+  gradients are taken at the decayed memory and g_{t-1} where they are taken at the previous one: a unit triangular
+  system, solved for all tiles at once (the WY or UT form of arXiv 2406.06484 and 2412.06464).
 
 A tile is an evaluation's block size; it does not change the function.
 """
@@ -48,9 +48,7 @@ def refuses(rule: Rule, gates: Gates | None = None) -> str | None:
     return None
 
 
-def run(
-    rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout
-) -> tuple[Tensor, State]:
+def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:
     """Same contract as the chunk engine's `run`."""
     if isinstance(rule.bias, L2):
         return _delta(rule, state, q, k, v, gates, where)

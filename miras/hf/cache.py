@@ -28,7 +28,9 @@ class MirasCacheLayer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Refused: there are no keys and values here."""
-        raise UsageError("MirasCacheLayer: the model puts whole states into it; there are no keys and values to update.")
+        raise UsageError(
+            "MirasCacheLayer: the model puts whole states into it; there are no keys and values to update."
+        )
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of an attention mask."""
@@ -80,26 +82,27 @@ class MirasCache(Cache):
     """
 
     def __init__(self, layers: int) -> None:
-        super().__init__(layers=[MirasCacheLayer() for _ in range(layers)])
+        self.held = [MirasCacheLayer() for _ in range(layers)]
+        super().__init__(layers=list(self.held))
 
     def states(self) -> list[LayerState | None] | None:
         """The states, or None before the first token."""
-        found = [layer.state for layer in self.layers]
+        found = [layer.state for layer in self.held]
         return None if found[0] is None else found
 
     def put(self, states: list[LayerState], tokens: int) -> None:
         """Take the states after `tokens` more tokens."""
-        for layer, state in zip(self.layers, states, strict=True):
+        for layer, state in zip(self.held, states, strict=True):
             layer.put(state, tokens)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all states."""
-        return sum(layer.state.nbytes for layer in self.layers if layer.state is not None)
+        return sum(layer.state.nbytes for layer in self.held if layer.state is not None)
 
     def detach(self) -> MirasCache:
         """Cut the outer gradient at this point, for truncated backpropagation through time."""
-        for layer in self.layers:
+        for layer in self.held:
             if layer.state is not None:
                 layer.state = layer.state.detach()
         return self

@@ -22,7 +22,8 @@ class MirasConfig(PreTrainedConfig):
         num_hidden_layers: number of layers.
         num_attention_heads: heads of each mixer.
         mixer: a pattern of variants, "yaad" or "yaad,sliding_window", a mixer, or a list of mixers (or of what
-            `Mixer.to_config` gives), repeated over the layers. Saved as the list, so that a checkpoint says exactly what it is.
+            `Mixer.to_config` gives), repeated over the layers. Saved as the list, so that a checkpoint says exactly
+            what it is.
         chunk: tokens per chunk, where `mixer` is a pattern.
         gates: "head" or "channel", see `MirasLayer`.
         gate_rank: rank of channel gates.
@@ -72,7 +73,7 @@ class MirasConfig(PreTrainedConfig):
         self.initializer_range = initializer_range
         self.use_cache = use_cache
         self.mixer = [to_config(part) for part in _mixers(mixer, num_hidden_layers, chunk)]
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        super().__init__(**{"tie_word_embeddings": tie_word_embeddings, **kwargs})
 
     def mixers(self) -> tuple[Mixer, ...]:
         """One mixer per layer."""

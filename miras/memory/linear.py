@@ -56,7 +56,9 @@ class Vector(Memory):
 
     def leaves(self, d_k: int, d_v: int) -> dict[str, Leaf]:
         if d_k != d_v:
-            raise UsageError(f"Vector: keys and values must have one size, got d_k={d_k}, d_v={d_v}; write Linear() instead.")
+            raise UsageError(
+                f"Vector: keys and values must have one size, got d_k={d_k}, d_v={d_v}; write Linear() instead."
+            )
         return {"w": Leaf(d_k, 1, ROWS, ROWS, power=1.0, std=float(self.start == "learned"))}
 
     def slow(self, d_k: int, d_v: int) -> dict[str, tuple[int, float]]:

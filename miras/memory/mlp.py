@@ -42,8 +42,8 @@ ACTIVATIONS = {
 class MLP(Memory):
     """M(x) = x + LN(W1 gelu(W2 x)), the paper's memory (arXiv 2504.13173, section 5.4), in k layers.
 
-    W1 is the outermost matrix, W_k reads the key. The scale and shift of LN are slow parameters. Initial entries have std
-    1 where a unit-norm key is read, so that pre-activations are of order 1, and 1/sqrt(h) behind a hidden layer.
+    W1 is the outermost matrix, W_k reads the key. The scale and shift of LN are slow parameters. Initial entries have
+    std 1 where a unit-norm key is read, so that pre-activations are of order 1, and 1/sqrt(h) behind a hidden layer.
 
     Args:
         layers: number of matrices k.

@@ -17,8 +17,9 @@ from miras.weights import ROWS, Leaf, Outer
 class Retention(Axis):
     """How the state takes a step, and how weights are read off it.
 
-    The state A lives in dual coordinates; the memory reads W = link(A). A final class is a frozen dataclass with the field
-    `to`: "zero" to decay to zero, "initial" to decay to the learned initial memory (A is then stored relative to it).
+    The state A lives in dual coordinates; the memory reads W = link(A). A final class is a frozen dataclass with the
+    field `to`: "zero" to decay to zero, "initial" to decay to the learned initial memory (A is then stored relative to
+    it).
     """
 
     axis = "retention"

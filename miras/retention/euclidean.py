@@ -25,9 +25,9 @@ class NoRetention(EuclideanRetention):
 class L2(EuclideanRetention):
     """W_t = alpha_t W_{t-1} - step_t, or with `to="initial"` W_t = W_0 + alpha_t (W_{t-1} - W_0) - step_t.
 
-    The first is the paper's (arXiv 2504.13173 eq. 26, Titans' and Mamba2's gate). A normalised memory is invariant to the
-    scale of its last matrix, so decay to zero raises its effective inner step without bound and the recurrence becomes
-    chaotic within a few thousand tokens; decay to the learned initial memory does not.
+    The first is the paper's (arXiv 2504.13173 eq. 26, Titans' and Mamba2's gate). A normalised memory is invariant to
+    the scale of its last matrix, so decay to zero raises its effective inner step without bound and the recurrence
+    becomes chaotic within a few thousand tokens; decay to the learned initial memory does not.
     """
 
     to: Literal["zero", "initial"] = "zero"

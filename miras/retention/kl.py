@@ -11,7 +11,6 @@ from torch import Tensor
 from miras.retention.base import SlopedRetention, check_to
 from miras.weights import ROWS, Leaf
 
-
 EPS = 1e-6
 
 
@@ -19,17 +18,19 @@ EPS = 1e-6
 class KL(SlopedRetention):
     """W_t = c softmax(alpha_t log W_{t-1} - step_t) along the simplex axis (arXiv 2504.13173 eq. 21 and 27).
 
-    Carried as A_t = alpha_t A_{t-1} - step_t, W_t = c softmax(A_t), which is the same wherever alpha_t is constant along
-    that axis: no logarithm, no lag token, and the state cannot leave the simplex. The paper gives neither axis nor mass c:
-    the axis is the hidden one (so that channel gates are constant along it), and c is its size n for the matrix that reads
-    keys and sqrt(n) for the others, so that entries start at order 1 and 1/sqrt(n).
+    Carried as A_t = alpha_t A_{t-1} - step_t, W_t = c softmax(A_t), which is the same wherever alpha_t is constant
+    along that axis: no logarithm, no lag token, and the state cannot leave the simplex. The paper gives neither axis
+    nor mass
+        c:
+    the axis is the hidden one (so that channel gates are constant along it), and c is its size n for the matrix that
+    reads keys and sqrt(n) for the others, so that entries start at order 1 and 1/sqrt(n).
 
     Args:
         to: "zero" (the uniform simplex) or "initial".
     """
 
     on_simplex: ClassVar[bool] = True
-    # Steps multiply: an entry is stepped in proportion to its size, and at eta = 1/2 the recurrence is chaotic.
+    # Steps multiply: an entry is stepped in proportion to its size, and the recurrence is chaotic at an eta of 1/2.
     eta_limit: ClassVar[float] = 0.25
 
     to: Literal["zero", "initial"] = "zero"

@@ -21,8 +21,8 @@ class Lq(SlopedRetention):
 
     With m = mean |A/s|^q and s such that m = 1 in expectation for the initial memory (a change of unit only):
 
-    * `link="paper"`: W = A / (m + eps)^((q-2)/q). As printed it has degree 3 - q in A: for q = 4 a smaller A gives larger
-      weights, and it is singular at A = 0.
+    * `link="paper"`: W = A / (m + eps)^((q-2)/q). As printed it has degree 3 - q in A: for q = 4 a smaller A gives
+      larger weights, and it is singular at A = 0.
     * `link="mirror"`: W = A (A^2/s^2 + eps)^((q-2)/2) / (m + eps)^((q-2)/q), the mirror map of the regulariser with the
       element-wise power that the print lost; degree 1 in A.
 
@@ -68,6 +68,6 @@ class Lq(SlopedRetention):
         return (mean + EPS).pow((2 - self.q) / self.q)
 
     def _unit(self, leaf: Leaf) -> float:
-        """s = std (E|N(0,1)|^q)^(1/q)."""
+        """S = std (E|N(0,1)|^q)^(1/q)."""
         moment = 2 ** (self.q / 2) * math.gamma((self.q + 1) / 2) / math.sqrt(math.pi)
         return leaf.std * moment ** (1 / self.q)

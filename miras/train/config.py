@@ -119,7 +119,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
-            raise UsageError(f"--size {self.size}: there is no such size." + near(str(self.size), list(SIZES)))
+            raise UsageError(f"--size {self.size}: expected one of {', '.join(SIZES)}.")
         self._fill(dataclasses.asdict(SIZES[self.size]) | {"warmup": None})
         self._check_kinds()
         _check_ranges(self)

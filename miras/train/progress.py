@@ -143,6 +143,13 @@ class Reporter(TrainerCallback):
         self._write(line)
         self._show(line)
 
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say why the bar stands still."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description="validating")
+
     def on_evaluate(
         self,
         args: TrainingArguments,

@@ -13,7 +13,9 @@ def model(mixer="yaad", gates="head"):
     )
 
 
-@pytest.mark.parametrize("mixer", ["yaad", "moneta", "memora", "gated_deltanet", "transformer", "titans,sliding_window"])
+@pytest.mark.parametrize(
+    "mixer", ["yaad", "moneta", "memora", "gated_deltanet", "transformer", "titans,sliding_window"]
+)
 @pytest.mark.parametrize("gates", ["head", "channel"])
 def test_only_the_weights_of_linear_maps_decay(mixer, gates):
     if mixer == "memora" and gates == "channel":
@@ -47,7 +49,7 @@ def test_the_rate_rises_then_falls_to_a_tenth():
         optimizer.step()
         schedule.step()
     assert rates[:11] == pytest.approx([i / 10 for i in range(11)])
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[10:] == sorted(rates[10:], reverse=True)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
 
 

@@ -4,9 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_run import small
 from transformers import Trainer
-
-from conftest_train import small
 
 from miras.errors import MirasError, UsageError
 from miras.train import checkpoints, train

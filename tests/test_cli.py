@@ -1,0 +1,199 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_run import write_text
+from transformers import Trainer
+from typer.testing import CliRunner
+
+from miras.cli import main
+from miras.variants import VARIANTS
+
+COMMANDS = ("train", "eval", "generate", "list", "explain", "demo")
+SMALL = "--dim 16 --layers 1 --heads 2 --context 32 --batch 64 --steps 4 --save-every 2".split()
+
+
+def miras(*words, code=0, stdin=None):
+    """Run a command; nothing but an exit code and words may come out of it."""
+    result = CliRunner().invoke(main, [str(word) for word in words], input=stdin)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def run(text, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "yaad"
+    return out, miras("train", "yaad", "--data", text, "--out", out, *SMALL)
+
+
+def test_help_of_everything_shows_examples():
+    said = miras("--help").output
+    assert all(command in said for command in COMMANDS)
+    for command in COMMANDS:
+        said = miras(command, "--help").output
+        assert f"miras {command}" in said.split("Examples:")[1]
+
+
+def test_python_dash_m():
+    done = subprocess.run([sys.executable, "-m", "miras", "--help"], capture_output=True, text=True, check=True)
+    assert "miras" in done.stdout and "train" in done.stdout
+
+
+def test_train_says_what_happens(run):
+    out, result = run
+    for part in (
+        "parameters",
+        "engine     chunk",
+        "words.txt",
+        "step 4/4",
+        "tokens/s",
+        "bits/byte",
+        str(out / "model"),
+    ):
+        assert part in result.stderr
+    assert result.stdout == ""
+
+
+def test_eval(run, text):
+    out, _ = run
+    words = ("eval", out, "--data", text, "--context", "32,64", "--limit", 1000)
+    rows = json.loads(miras(*words, "--json").stdout)
+    assert [row["context"] for row in rows] == [32, 64]
+    assert "bits per byte" in miras(*words).stdout
+
+
+def test_generate_from_all_three_sources(run, tmp_path):
+    out, _ = run
+    (tmp_path / "start.txt").write_text("the mémoire")
+    for words, stdin in (
+        (("--prompt", "the mémoire"), None),
+        (("--prompt-file", tmp_path / "start.txt"), None),
+        ((), "the mémoire"),
+    ):
+        said = miras("generate", out, "--tokens", 5, *words, stdin=stdin).stdout
+        assert said.startswith("the mémoire") and said.endswith("\n")
+
+
+def test_list():
+    rows = json.loads(miras("list", "--json").stdout)
+    assert [row["name"] for row in rows] == list(VARIANTS)
+    fields = {"name", "memory", "bias", "retention", "algorithm", "update", "engines", "oracle", "error"}
+    assert all(set(row) == fields and row["engines"] for row in rows)
+    said = miras("list").stdout
+    assert all(name in said for name in VARIANTS) and "Lq(to='initial')" in said
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_explain(name):
+    said = miras("explain", name, "--heads", 2, "--head-dim", 16).stdout
+    row = next(row for row in json.loads(miras("list", "--json").stdout) if row["name"] == name)
+    for part in (name, row["update"], row["memory"], row["bias"], "state", "engine", "parameters"):
+        assert part in said
+
+
+def test_explain_tells_chunks_and_reasons():
+    said = miras("explain", "yaad", "--chunk", 64).stdout
+    assert "chunk of 64 tokens" in said and "it is for chunk 1, the rule has chunk 64" in said
+    assert "eta        [0, 0.25]" in said
+
+
+def test_demo_is_handed_its_arguments(monkeypatch, tmp_path):
+    called = []
+    module = type(sys)("miras.demo")
+    monkeypatch.setattr(module, "demo", lambda *args: called.append(args), raising=False)
+    monkeypatch.setitem(sys.modules, "miras.demo", module)
+    miras("demo", "--quick", "--out", tmp_path)
+    assert called == [(Path(tmp_path), True, 0)]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("trian", "Did you mean 'train'"),
+        ("train", "say which model"),
+        ("train yad", "Did you mean 'yaad'"),
+        ("train yaad,slidingwindow", "Did you mean 'sliding_window'"),
+        ("train nothing.yaml", "there is no such configuration file"),
+        ("train yaad --size 130m", "expected one of tiny, 120m"),
+        ("train yaad --batch 1000", "--batch 1000: expected a multiple"),
+        ("train yaad --gates channels", "--gates channels"),
+        ("train yaad --dim 30 --heads 4", "--dim 30"),
+        ("train yaad --data nowhere.txt", "nowhere.txt: there is no such file"),
+        ("train yaad --data EMPTY", "EMPTY"),
+        ("train yaad --data BINARY", "BINARY"),
+        ("train yaad --data org/name", "org/name"),
+        ("train yaad --tokenizer org/name", "point --tokenizer at a local folder"),
+        ("train yaad --resume --out nowhere", "there is no run in nowhere"),
+        ("train yaad --steps some", "--steps"),
+        ("eval nowhere", "got no such folder"),
+        ("eval nowhere --context long", "--context long"),
+        ("eval nowhere --part test", "--part test"),
+        ("generate nowhere --prompt a", "got no such folder"),
+        ("generate nowhere --prompt a --prompt-file b", "expected one of them"),
+        ("generate nowhere --prompt-file b", "--prompt-file b: there is no such file"),
+        ("generate nowhere --prompt-file BINARY", "expected UTF-8"),
+        ("explain yad", "Did you mean 'yaad'"),
+        ("explain yaad --heads 0", "expected at least 1"),
+    ],
+)
+def test_bad_input_is_a_paragraph_and_code_2(words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("EMPTY").write_text("")
+    Path("BINARY").write_bytes(bytes(range(256)))
+    result = miras(*words.split(), code=2)
+    assert said in result.stderr
+    if "Usage:" not in result.stderr:
+        assert result.stderr.count("\n") == 1, "one paragraph"
+
+
+def test_a_run_folder_is_not_written_over(run, text):
+    out, _ = run
+    assert "already holds a run" in miras("train", "yaad", "--data", text, "--out", out, *SMALL, code=2).stderr
+
+
+def test_another_configuration_does_not_resume(run):
+    out, _ = run
+    said = miras("train", "memora", "--resume", "--out", out, code=2).stderr
+    assert "MODEL was yaad, is memora" in said
+
+
+def test_stop_and_resume(text, tmp_path, monkeypatch):
+    plain = Trainer.training_step
+
+    def stopped(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return plain(self, *args, **kwargs)
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(Trainer, "training_step", stopped)
+    said = miras("train", "yaad", "--data", text, "--out", out, *SMALL, code=1).stderr
+    assert f"that of step 2. Go on with: miras train --resume --out {out}" in said
+    monkeypatch.setattr(Trainer, "training_step", plain)
+    assert "Goes on after step 2" in miras("train", "--resume", "--out", out).stderr
+
+
+def test_a_full_disk_is_code_1(text, tmp_path, monkeypatch):
+    def full(self, folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", full)
+    said = miras("train", "yaad", "--data", text, "--out", tmp_path / "run", *SMALL, code=1).stderr
+    assert "No space left on device" in said and "miras train --resume" in said
+
+
+def test_ctrl_c_elsewhere_is_code_1(run, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("miras.evaluate.load_model", stop)
+    assert "Stopped." in miras("generate", run[0], "--prompt", "a", code=1).stderr
