@@ -132,7 +132,7 @@ def evaluate(
         return
     table = Table(*(name.replace("_", " ") for name in rows[0]), title=f"{model} on {data} ({part})")
     for row in rows:
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else f"{v:,.4g}" for v in row.values()))
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else f"{v:,.{0 if v > 1e3 else 3}f}" for v in row.values()))
     for column in table.columns:
         column.justify = "right"
     Console().print(table)

@@ -20,16 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 import yaml
 
-import miras
 from miras.data import TokenWindows, load_corpus, load_tokenizer, pack
 from miras.errors import MirasError
-from miras.evaluate.generate import sample
+from miras.evaluate import generate, load_model
 from miras.hf import MirasCache, MirasConfig, MirasForCausalLM
+from miras.layer import LayerState
 from miras.report import write_report
 from miras.train.config import SIZES
+from miras.train.files import write_json
+from miras.train.summary import versions
 
 MODELS = ("moneta", "yaad", "memora", "gated_deltanet", "transformer")
 PROMPT = "def read(self, path):\n"
@@ -46,17 +47,17 @@ class Plan:
         steps: optimizer steps of each model.
         contexts: contexts at which decoding is timed.
         sample_tokens: length of each generated sample.
-        validation_windows: windows of the final validation; 0: all.
+        eval_windows: windows of the final validation.
     """
 
     steps: int
     contexts: tuple[int, ...]
     sample_tokens: int
-    validation_windows: int
+    eval_windows: int
 
 
-FULL = Plan(steps=250, contexts=(256, 1024, 4096, 16384), sample_tokens=240, validation_windows=256)
-QUICK = Plan(steps=8, contexts=(256, 1024), sample_tokens=40, validation_windows=16)
+FULL = Plan(steps=250, contexts=(256, 1024, 4096, 16384), sample_tokens=240, eval_windows=256)
+QUICK = Plan(steps=8, contexts=(256, 1024), sample_tokens=40, eval_windows=16)
 
 
 def demo(out: Path, quick: bool, seed: int = 0) -> None:
@@ -79,7 +80,7 @@ def demo(out: Path, quick: bool, seed: int = 0) -> None:
     for row in results["models"]:
         print(f"Decoding with {row['name']} ...", file=sys.stderr, flush=True)
         row |= _decode(out / row["name"] / "model", text, plan)
-    _write_json(results, out / "results.json")
+    write_json(out / "results.json", results)
     write_report(results, out / "report.html")
     print(f"The report is {out / 'report.html'}, the numbers are in {out / 'results.json'}.")
 
@@ -117,7 +118,7 @@ def _train(name: str, hidden: int, plan: Plan, out: Path, cache: Path, seed: int
             f"{out} holds another run than this demo's ({wanted}). Remove the folder or write another --out."
         )
     flags = [f"--{k}={v}" for k, v in wanted.items()]
-    flags += [f"--validation-windows={plan.validation_windows}", f"--cache={cache}", f"--out={out}"]
+    flags += [f"--eval-windows={plan.eval_windows}", f"--cache={cache}", f"--out={out}"]
     flags += ["--resume"] if (out / "config.yaml").exists() else []
     command = [
         sys.executable,
@@ -155,7 +156,7 @@ def _results(plan: Plan, out: Path, quick: bool, seed: int) -> dict[str, Any]:
         "seed": seed,
         "threads": first["threads"],
         "cpu": _cpu(),
-        "versions": _versions(),
+        "versions": versions(),
         "commit": _commit(),
     }
     return {
@@ -198,48 +199,39 @@ def _row(name: str, summary: dict[str, Any], metrics: Path) -> dict[str, Any]:
 @torch.no_grad()
 def _decode(folder: Path, text: TokenWindows, plan: Plan) -> dict[str, Any]:
     """Milliseconds for one token and bytes of state after each context, and a sample."""
-    model = MirasForCausalLM.from_pretrained(folder).eval()
+    model, tokenizer = load_model(str(folder))
     tokens = torch.cat([text[i]["input_ids"] for i in range(-(-max(plan.contexts) // PIECE))])
-    caches, cache, seen = {}, None, 0
+    states: dict[int, list[LayerState]] = {}
+    cache, seen = MirasCache(model.config.num_hidden_layers), 0
     for context in plan.contexts:
         while seen < context:
             piece = tokens[None, seen : min(seen + PIECE, context)]
-            cache = model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+            model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
             seen += piece.shape[1]
-        caches[context] = cache.states()
+        states[context] = cache.states()
     times: dict[int, list[float]] = {context: [] for context in plan.contexts}
     # Contexts take turns, so that whatever else the machine does falls on all of them alike.
     for _ in range(ROUNDS):
-        for context, states in caches.items():
+        for context, before in states.items():
             here = MirasCache(model.config.num_hidden_layers)
-            here.put(states, context)
+            here.put(before, context)
             start = time.perf_counter()
             model(tokens[None, :1], past_key_values=here, use_cache=True)
             times[context].append(1000 * (time.perf_counter() - start))
+    pieces: list[str] = []
+    generate(model, tokenizer, PROMPT, plan.sample_tokens, pieces.append, temperature=0.7)
     return {
         "decode_ms_per_token": {str(c): statistics.median(t) for c, t in times.items()},
-        "state_bytes": {str(c): sum(s.nbytes for s in states) for c, states in caches.items()},
-        "sample": {"prompt": PROMPT, "text": sample(folder, PROMPT, plan.sample_tokens, temperature=0.7, seed=0)},
+        "state_bytes": {str(c): sum(s.nbytes for s in after) for c, after in states.items()},
+        "sample": {"prompt": PROMPT, "text": "".join(pieces)},
     }
 
 
 def _cpu() -> str:
     info = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "miras": miras.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def _commit() -> str | None:
@@ -248,9 +240,3 @@ def _commit() -> str | None:
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     )
     return done.stdout.strip() or None if done.returncode == 0 else None
-
-
-def _write_json(value: Any, path: Path) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(value, indent=1))
-    os.replace(part, path)

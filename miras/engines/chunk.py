@@ -2,14 +2,14 @@
 
 Within a chunk the gradients do not depend on each other, so the rule's update is a linear recurrence in (dual, slots,
 grad_1 .. grad_C). Its coefficients come from running `Rule.update` itself on basis vectors, for all chunks at once and
-before the scan; the scan then needs only matrix products.
+before the scan; the scan over chunks then only learns, and reads are done for many chunks together after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,12 @@ from miras.retention import EuclideanRetention, MirrorRetention, SlopedRetention
 from miras.rule import Gates, Rule, State, token
 from miras.state import tree_map
 from miras.weights import Leaf, Outer, PerToken, Scaled, Unrolled, Weight, Weights, along, matmul_add
+
+# Chunks whose states are held for reading at once: reads do not depend on each other, so they wait for each other's
+# company, and a long sequence does not keep all its states (unless it trains).
+SEGMENT = 64
+
+N = TypeVar("N", bound="Write | Read")
 
 
 def refuses(rule: Rule, gates: Gates | None = None) -> str | None:
@@ -49,57 +55,80 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
     """
     cells = grid(where, rule.chunk, None if state.aligned else state.offset)
     leaves = rule.leaves(q.shape[-1], v.shape[-1])
-    q, k, v = cells.slots(q), cells.slots(k), cells.slots(v)
     # A hole's gates are those of a token that keeps everything, so that no formula meets 0 / 0 on its way to `where`.
     gates = {n: cells.slots(g, hole=0.0 if n == "log_alpha" else 1.0) for n, g in gates.items()}
     coefficients = all_coefficients(rule, leaves, gates, cells.keep)
+    ends = {n: c.at_end() for n, c in coefficients.items()}
+    writes = _split(Write(cells.slots(k), cells.slots(v), gates, ends, cells.keep), cells.sizes)
+    steps = range(len(cells.sizes))
+    segments = [steps[i : i + SEGMENT] for i in steps[::SEGMENT]]
+    sizes = [sum(cells.sizes[i] for i in segment) for segment in segments]
+    reads = _split(Read(cells.slots(q), {n: c.dual for n, c in coefficients.items()}), sizes)
 
     if cells.order is not None:
         state = state.index_select(cells.order)
-    outputs, finished, running = [], [], cells.sizes[0]
-    for chunk in _split(Chunk(q, k, v, gates, coefficients, cells.keep), cells.sizes):
-        size = chunk.q.shape[0]
-        if size < running:
-            finished.append(state.map(lambda x, size=size: x[size:]))
-            state = state.map(lambda x, size=size: x[:size])
-            running = size
-        y, state = chunk_step(rule, leaves, state, chunk)
-        outputs.append(y)
+    outputs, finished = [], []
+    for segment, read in zip(segments, reads, strict=True):
+        before, grads = [], []
+        for _, chunk in zip(segment, writes, strict=False):
+            size = chunk.k.shape[0]
+            if size < state.offset.shape[0]:
+                finished.append(state.map(lambda x, size=size: x[size:]))
+                state = state.map(lambda x, size=size: x[:size])
+            grad, after = write_chunk(rule, leaves, state, chunk)
+            before.append(state)
+            grads.append(grad)
+            state = after
+        outputs.append(read_chunks(rule, leaves, _cat_states(before), _cat_grads(grads), read))
     return cells.tokens(torch.cat(outputs)), _reassemble(cells, state, finished)
 
 
 def _reassemble(cells: Grid, state: State, finished: list[State]) -> State:
     """The states of all sequences in their own order; those that ended early stand behind the running ones."""
-    parts = [state, *reversed(finished)]
-    if len(parts) > 1:
-        flat = iter(zip(*(_tensors(part) for part in parts), strict=True))
-        state = state.map(lambda _: torch.cat(next(flat)))
+    state = _cat_states([state, *reversed(finished)])
     return state if cells.order is None else state.index_select(torch.argsort(cells.order))
 
 
-def _tensors(state: State) -> list[Tensor]:
-    found: list[Tensor] = []
-    state.map(lambda x: found.append(x) or x)
-    return found
+def _cat_states(parts: list[State]) -> State:
+    """Rows of several states one after the other. What is one tensor in all of them stays one."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    dual = {n: torch.cat([part.dual[n] for part in parts]) for n in first.dual}
+    slots = {
+        n: tuple(torch.cat(rows) for rows in zip(*(part.slots[n] for part in parts), strict=True)) for n in first.slots
+    }
+    origin = dual
+    if any(part.origin[n] is not part.dual[n] for part in parts for n in dual):
+        origin = {n: torch.cat([part.origin[n] for part in parts]) for n in dual}
+    offset = torch.cat([part.offset for part in parts])
+    return replace(first, dual=dual, slots=slots, origin=origin, offset=offset, aligned=all(p.aligned for p in parts))
+
+
+def _cat_grads(parts: list[dict[str, Outer]]) -> dict[str, Outer]:
+    return {n: Outer(*(torch.cat(sides) for sides in zip(*(p[n] for p in parts), strict=True))) for n in parts[0]}
 
 
 class Coefficients(NamedTuple):
-    """Rows of the linear map from (dual, slots, grad_1 .. grad_C) to the dual after each token and the slots at the
+    """Rows of the linear map from (dual, slots, grad_1 .. grad_C) to the dual after each token and to the slots at the
     end.
 
-    dual [M, H, C, 1 + S + C, w], slots [M, H, S, 1 + S + C, w]; origin [M, H, C, w] is the decay of the origin up to
-    and including each token where gradients are taken there, else None. w is 1 or the number of channels.
+    dual [M, H, C, 1 + S + C, w], slots [M, H, S, 1 + S + C, w]; origin [M, H, C, w] is the decay of the origin up to and
+    including each token where gradients are taken there, else None. w is 1 or the number of channels.
     """
 
     dual: Tensor
     slots: Tensor
     origin: Tensor | None
 
+    def at_end(self) -> Coefficients:
+        """The rows that the next state needs: the dual's last."""
+        return self._replace(dual=self.dual[..., -1:, :, :])
 
-class Chunk(NamedTuple):
-    """One chunk of every running sequence: tokens [N, H, C, ...] and what was computed ahead of the scan."""
 
-    q: Tensor
+class Write(NamedTuple):
+    """What learning from a chunk of every running sequence needs: tokens [N, H, C, ...] and what was computed ahead."""
+
     k: Tensor
     v: Tensor
     gates: dict[str, Tensor]
@@ -107,13 +136,20 @@ class Chunk(NamedTuple):
     keep: Tensor | None
 
 
-def _split(chunks: Chunk, sizes: list[int]) -> Iterator[Chunk]:
+class Read(NamedTuple):
+    """What reading in some chunks needs: queries [M, H, C, d_k] and the duals' rows of coefficients."""
+
+    q: Tensor
+    coefficients: dict[str, Tensor]
+
+
+def _split(chunks: N, sizes: list[int]) -> Iterator[N]:
     """The chunks of each step. Split at once: the backward of a slice fills a tensor of all chunks for each step."""
     parts: list[tuple[Tensor, ...]] = []
     tree_map(lambda x: parts.append(x.split(sizes)) or x, chunks)
     for step in range(len(sizes)):
-        tensors = iter(part[step] for part in parts)
-        yield tree_map(lambda _, tensors=tensors: next(tensors), chunks)
+        found = iter(part[step] for part in parts)
+        yield tree_map(lambda _, found=found: next(found), chunks)
 
 
 def all_coefficients(rule: Rule, leaves: dict[str, Leaf], gates: Gates, keep: Tensor | None) -> dict[str, Coefficients]:
@@ -154,23 +190,25 @@ def _where(held: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
     return new if held is None else torch.where(held, new, old)
 
 
-def chunk_step(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Chunk) -> tuple[Tensor, State]:
-    """One chunk of every running sequence: outputs [N, H, C, d_v] and the next state."""
+def write_chunk(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Write) -> tuple[dict[str, Outer], State]:
+    """Learn from one chunk of every running sequence: the gradients as the algorithm sees them, and the next state."""
     anchor, origin = _anchor(rule, leaves, state, chunk)
     grad = rule.gradient(anchor, state.slow, chunk.k, chunk.v, chunk.gates)
-    weights: dict[str, Weight] = {}
     dual, slots = {}, {}
     for n, leaf in leaves.items():
         if (rate := rule.rate(leaf)) != 1:
             grad[n] = Outer(rate * grad[n].left, grad[n].right)
-        unrolled = _unrolled(state.dual[n], state.slots[n], grad[n], chunk.coefficients[n].dual, leaf)
-        weights[n] = _read_weight(rule, leaf, state, n, anchor, unrolled)
         dual[n], slots[n] = _advance(state.dual[n], state.slots[n], grad[n], chunk.coefficients[n], leaf)
-    y = rule.memory.read(weights, chunk.q, state.slow)
-    return y, _next_state(rule, state, dual, slots, origin, chunk.keep)
+    return grad, _next_state(rule, state, dual, slots, origin, chunk.keep)
 
 
-def _anchor(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Chunk) -> tuple[Weights, dict[str, Tensor]]:
+def read_chunks(rule: Rule, leaves: dict[str, Leaf], before: State, grad: dict[str, Outer], read: Read) -> Tensor:
+    """Outputs [M, H, C, d_v] of any number of chunks at once, from the states before them and their gradients."""
+    weights = {n: _read_weight(rule, leaf, before, n, grad[n], read.coefficients[n]) for n, leaf in leaves.items()}
+    return rule.memory.read(weights, read.q, before.slow)
+
+
+def _anchor(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Write) -> tuple[Weights, dict[str, Tensor]]:
     """The weights that the chunk's gradients are taken at, and the origin at the chunk's end."""
     if rule.gradient_at == "previous":
         return rule.link(state.origin, state.home, leaves), state.origin
@@ -185,37 +223,29 @@ def _anchor(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Chunk) -> 
     return weights, origin
 
 
-def _unrolled(dual: Tensor, slots: tuple[Tensor, ...], grad: Outer, rows: Tensor, leaf: Leaf) -> Unrolled:
-    """The dual after each token, from its rows of coefficients."""
-    bases = (dual, *slots)
-    return Unrolled(Scaled(bases, rows[..., : len(bases), :], leaf.channel), grad, rows[..., len(bases) :, :])
-
-
-def _read_weight(
-    rule: Rule, leaf: Leaf, state: State, name: str, anchor: Weights, dual: Unrolled
-) -> Tensor | PerToken | Unrolled:
-    """What each token reads with, W_t, given its dual A_t."""
-    home = (state.home[name],) if state.home else ()
+def _read_weight(rule: Rule, leaf: Leaf, before: State, name: str, grad: Outer, rows: Tensor) -> Weight:
+    """What each token of a chunk reads with, W_t, given the state before the chunk."""
+    bases = (before.dual[name], *before.slots[name])
+    coef, within = rows[..., : len(bases), :], rows[..., len(bases) :, :]
+    home = (before.home[name],) if before.home else ()
     if isinstance(rule.retention, EuclideanRetention):
-        return dual._replace(bases=dual.bases._replace(bases=(*dual.bases.bases, *home)))
+        return Unrolled(Scaled((*bases, *home), coef, leaf.channel), grad, within)
     if rule.link_at == "token":
-        dense = dual.dense() if not home else dual.dense() + home[0].unsqueeze(-3)
+        dense = Unrolled(Scaled((*bases, *home), coef, leaf.channel), grad, within).dense()
         return PerToken(rule.retention.primal(dense, leaf))
     assert isinstance(rule.retention, SlopedRetention)
-    retention, start = rule.retention, state.origin[name]
-    slope = retention.slope(start + home[0] if home else start, leaf)
-    bases, coef = dual.bases.bases, dual.bases.coef
+    retention, start = rule.retention, before.origin[name]
+    origin = start + home[0] if home else start
+    slope = retention.slope(origin, leaf)
     if bases[0] is start:
         # A_0 = O: alpha A_0 - O is one base with the coefficient alpha - 1.
         coef = torch.cat([coef[..., :1, :] - 1, coef[..., 1:, :]], -2)
     else:
         bases, coef = (*bases, start), torch.cat([coef, -torch.ones_like(coef[..., :1, :])], -2)
     moved = tuple(slope * retention.centre(base, leaf) for base in bases)
-    at_origin = anchor[name]
-    assert isinstance(at_origin, torch.Tensor)
-    left, right = retention.centre_outer(dual.grad, leaf)
+    left, right = retention.centre_outer(grad, leaf)
     grad = Outer(left, right * slope) if slope.shape[-1] > 1 else Outer(left * slope.mT, right)
-    return Unrolled(Scaled((*moved, at_origin), coef, leaf.channel), grad, dual.coef)
+    return Unrolled(Scaled((*moved, retention.primal(origin, leaf)), coef, leaf.channel), grad, within)
 
 
 def _advance(

@@ -85,10 +85,9 @@ class MirasCache(Cache):
         self.held = [MirasCacheLayer() for _ in range(layers)]
         super().__init__(layers=list(self.held))
 
-    def states(self) -> list[LayerState | None] | None:
-        """The states, or None before the first token."""
-        found = [layer.state for layer in self.held]
-        return None if found[0] is None else found
+    def states(self) -> list[LayerState]:
+        """The states; empty before the first token."""
+        return [layer.state for layer in self.held if layer.state is not None]
 
     def put(self, states: list[LayerState], tokens: int) -> None:
         """Take the states after `tokens` more tokens."""

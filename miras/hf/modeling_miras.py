@@ -119,7 +119,7 @@ class MirasModel(MirasPreTrainedModel):
             # Looking costs nothing on a CPU, and an unpadded batch takes the shorter way.
             mask = None if mask.device.type == "cpu" and bool(mask.all()) else mask
         where = layout(x.shape[0], x.shape[1], mask, cu_seqlens, x.device)
-        states = None if past_key_values is None else past_key_values.states()
+        states = None if past_key_values is None else past_key_values.states() or None
         hidden, after = self.backbone(x, states, where)
         cache = None
         if self.config.use_cache and not self.training if use_cache is None else use_cache:

@@ -46,7 +46,8 @@ class Clock:
     def __init__(self, before: float) -> None:
         self.seconds = before
         self.steps = 0
-        self._warm = before
+        self._before = before
+        self._warm = (0, before)  # steps and seconds where the measurement of speed begins
         self._mark = time.perf_counter()
 
     def lap(self, counts: bool) -> None:
@@ -59,18 +60,17 @@ class Clock:
         """End a step."""
         self.lap(counts=True)
         self.steps += 1
-        if self.steps <= WARM_STEPS:
-            self._warm = self.seconds
+        if self.steps == WARM_STEPS:
+            self._warm = (self.steps, self.seconds)
 
     def steps_per_second(self) -> float:
         """Without the first steps, where there are others."""
-        if self.steps <= WARM_STEPS:
-            return self.steps / self.seconds if self.seconds else 0.0
-        return (self.steps - WARM_STEPS) / (self.seconds - self._warm)
+        start = self._warm if self.steps > WARM_STEPS else (0, self._before)
+        return (self.steps - start[0]) / max(self.seconds - start[1], 1e-9)
 
 
 class Reporter(TrainerCallback):
-    """Writes every measurement as a line of JSON and shows where the run stands. A context: on leaving the bar stops.
+    """Writes every measurement as a line of JSON and shows where the run stands. A context: on leaving the bar is gone.
 
     Args:
         out: the run folder.
@@ -86,8 +86,8 @@ class Reporter(TrainerCallback):
         self.last_validation: dict[str, float] = {}
         self._said = -1
         console = Console(stderr=True)
-        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-        self._bar = Progress(*columns, console=console) if console.is_terminal else None
+        columns = (BarColumn(12), MofNCompleteColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
         self._task = self._bar.add_task("", total=steps) if self._bar else None
 
     def __enter__(self) -> Reporter:
@@ -182,7 +182,7 @@ class Reporter(TrainerCallback):
             f"{int(left) // 60}:{int(left) % 60:02d} left"
         )
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=step, description=text)
+            self._bar.update(self._task, completed=step, description=text, refresh=True)
         elif step * LINES // self.steps > self._said or step == self.steps:
             self._said = step * LINES // self.steps
             say(f"step {step:>{len(str(self.steps))}}/{self.steps}  {text}")

@@ -185,6 +185,8 @@ class _Run:
         # All windows are equally long, so a plain mean is right, and the same in all versions of transformers.
         trainer.model_accepts_loss_kwargs = False
         trainer.remove_callback(PrinterCallback)
+        # The output layer is the embedding, so it is not in a checkpoint: no cause for a warning on resuming.
+        model._keys_to_ignore_on_save = list(model._tied_weights_keys)
         return trainer
 
     def _summary(self, reporter: Reporter) -> Summary:

@@ -14,6 +14,7 @@ from miras.errors import MirasError, UsageError
 from miras.hf import MirasForCausalLM
 from miras.train import TrainConfig, train
 from miras.train.files import read_metrics
+from miras.train.progress import Clock
 
 
 @pytest.fixture
@@ -104,3 +105,23 @@ def test_tensorboard_that_is_not_there(config, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="pip install tensorboard"):
         train(config(tensorboard=True))
+
+
+def test_a_bar_on_a_terminal(config, monkeypatch, capsys):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    train(config(steps=3))
+    said = capsys.readouterr().err
+    assert all(part in said for part in ("3/3", "bits/byte", "tokens/s", "left", "\x1b["))
+
+
+def test_speed_leaves_out_the_first_steps_and_what_is_no_training(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("miras.train.progress.time.perf_counter", lambda: now[0])
+    clock = Clock(before=100.0)
+    for seconds in (10, 10, 10, 10, 10, 2, 2):
+        now[0] += seconds
+        clock.step()
+        now[0] += 1000
+        clock.lap(counts=False)
+    assert clock.seconds == 154
+    assert clock.steps_per_second() == 0.5
