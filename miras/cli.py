@@ -72,6 +72,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Of initialisation and order of data.")] = None,
     bf16: Annotated[bool | None, typer.Option("--bf16/--no-bf16", help="Mixed precision.")] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between validations.")] = None,
+    eval_windows: Annotated[int | None, typer.Option(help="Windows of the last validation.")] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     keep: Annotated[int | None, typer.Option(help="Checkpoints to keep.")] = None,
     dim: Annotated[int | None, typer.Option(help="Size of the stream.")] = None,

@@ -249,8 +249,9 @@ class Rule(Mixer):
         assert isinstance(self.retention, SlopedRetention)
         weights = {}
         for n, origin in self.full(state.origin, state.home).items():
+            base = self.retention.primal(origin, leaves[n])
             change = self.retention.centre(state.dual[n] - state.origin[n], leaves[n])
-            weights[n] = self.retention.primal(origin, leaves[n]) + self.retention.slope(origin, leaves[n]) * change
+            weights[n] = base + self.retention.slope(origin, base, leaves[n]) * change
         return weights
 
     # -- description -------------------------------------------------------------------------------------------------

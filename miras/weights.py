@@ -52,10 +52,6 @@ class Operator(Protocol):
         """W_t x_t for each of the C tokens, [..., C, i] -> [..., C, o]."""
         ...
 
-    def tmv(self, u: Tensor) -> Tensor:
-        """W_t^T u_t for each of the C tokens, [..., C, o] -> [..., C, i]."""
-        ...
-
 
 Weight = Tensor | Operator
 Weights = Mapping[str, Weight]
@@ -95,8 +91,11 @@ def mv_add(total: Tensor | None, weight: Tensor, x: Tensor) -> Tensor:
 
 
 def tmv(weight: Weight, u: Tensor) -> Tensor:
-    """W^T u for a weight in any form."""
-    return matmul(u, weight) if isinstance(weight, Tensor) else weight.tmv(u)
+    """W^T u for a weight that gradients are taken at; a chunk's reading weights have no transpose."""
+    if isinstance(weight, Tensor):
+        return matmul(u, weight)
+    assert isinstance(weight, Scaled | PerToken)
+    return weight.tmv(u)
 
 
 class Outer(NamedTuple):
@@ -120,7 +119,7 @@ class PerToken(NamedTuple):
         return matmul(self.matrix, x.unsqueeze(-1)).squeeze(-1)
 
     def tmv(self, u: Tensor) -> Tensor:
-        """See `Operator`."""
+        """W_t^T u_t for each of the C tokens, [..., C, o] -> [..., C, i]."""
         return matmul(self.matrix.mT, u.unsqueeze(-1)).squeeze(-1)
 
 
@@ -158,7 +157,7 @@ class Scaled(NamedTuple):
         return y
 
     def tmv(self, u: Tensor) -> Tensor:
-        """See `Operator`."""
+        """W_t^T u_t for each of the C tokens, [..., C, o] -> [..., C, i]."""
         x = None
         for coef, base in self._terms():
             term = tmv(base, coef * u) if self._on_rows else coef * tmv(base, u)
@@ -200,16 +199,6 @@ class Unrolled(NamedTuple):
             return y + torch.einsum("...ts,...tso,...so->...to", matmul(x, right.mT), self.coef, left)
         return y + matmul(torch.einsum("...ti,...tsi,...si->...ts", x, self.coef, right), left)
 
-    def tmv(self, u: Tensor) -> Tensor:
-        """See `Operator`."""
-        left, right = self.grad
-        x = self.bases.tmv(u)
-        if self.coef.shape[-1] == 1:
-            return x + matmul(self.coef[..., 0] * matmul(u, left.mT), right)
-        if self.bases.axis == ROWS:
-            return x + matmul(torch.einsum("...to,...tso,...so->...ts", u, self.coef, left), right)
-        return x + torch.einsum("...ts,...tsi,...si->...ti", matmul(u, left.mT), self.coef, right)
-
     def dense(self) -> Tensor:
         """[..., C, o, i], the C steps of which weigh as much as the state each."""
         outer = self.grad.dense()
@@ -217,6 +206,31 @@ class Unrolled(NamedTuple):
             return self.bases.dense() + torch.einsum("...ts,...soi->...toi", self.coef[..., 0], outer)
         pattern = "...tso,...soi->...toi" if self.bases.axis == ROWS else "...tsi,...soi->...toi"
         return self.bases.dense() + torch.einsum(pattern, self.coef, outer)
+
+
+class Linearised(NamedTuple):
+    """W_t = base + slope (.) centre(change_t): a link within a chunk. `centre` subtracts the mean along `simplex`.
+
+    slope [..., 1 | o, 1 | i], constant along `simplex` where that is not None. Neither slope nor mean is ever applied
+    to a matrix: along columns they act on x, along rows on the product.
+    """
+
+    base: Tensor
+    change: Unrolled
+    slope: Tensor
+    simplex: int | None
+
+    def mv(self, x: Tensor) -> Tensor:
+        """See `Operator`."""
+        y = mv(self.base, x)
+        if self.simplex == COLUMNS:
+            x = x - x.mean(-1, keepdim=True)
+        if self.slope.shape[-1] > 1:
+            x = x * self.slope
+        change = self.change.mv(x)
+        if self.slope.shape[-1] == 1:
+            change = change * self.slope.mT
+        return y + (change - change.mean(-1, keepdim=True) if self.simplex == ROWS else change)
 
 
 def along(gate: Tensor, axis: int | None) -> Tensor:

@@ -19,7 +19,7 @@ from miras.layout import Grid, Layout, grid
 from miras.retention import EuclideanRetention, MirrorRetention, SlopedRetention
 from miras.rule import Gates, Rule, State, token
 from miras.state import tree_map
-from miras.weights import Leaf, Outer, PerToken, Scaled, Unrolled, Weight, Weights, along, matmul_add
+from miras.weights import Leaf, Linearised, Outer, PerToken, Scaled, Unrolled, Weight, Weights, along, matmul_add
 
 # Chunks whose states are held for reading at once: reads do not depend on each other, so they wait for each other's
 # company, and a long sequence does not keep all its states (unless it trains).
@@ -69,17 +69,19 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
         state = state.index_select(cells.order)
     outputs, finished = [], []
     for segment, read in zip(segments, reads, strict=True):
-        before, grads = [], []
+        before, anchors, grads = [], [], []
         for _, chunk in zip(segment, writes, strict=False):
             size = chunk.k.shape[0]
             if size < state.offset.shape[0]:
                 finished.append(state.map(lambda x, size=size: x[size:]))
                 state = state.map(lambda x, size=size: x[:size])
-            grad, after = write_chunk(rule, leaves, state, chunk)
             before.append(state)
+            anchor, grad, state = write_chunk(rule, leaves, state, chunk)
+            anchors.append(anchor)
             grads.append(grad)
-            state = after
-        outputs.append(read_chunks(rule, leaves, _cat_states(before), _cat_grads(grads), read))
+        linearised = rule.link_at == "chunk"
+        bases = {n: torch.cat([anchor[n] for anchor in anchors]) for n in leaves} if linearised else {}
+        outputs.append(read_chunks(rule, leaves, _cat_states(before), bases, _cat_grads(grads), read))
     return cells.tokens(torch.cat(outputs)), _reassemble(cells, state, finished)
 
 
@@ -110,11 +112,10 @@ def _cat_grads(parts: list[dict[str, Outer]]) -> dict[str, Outer]:
 
 
 class Coefficients(NamedTuple):
-    """Rows of the linear map from (dual, slots, grad_1 .. grad_C) to the dual after each token and to the slots at the
-    end.
+    """Rows of the linear map from (dual, slots, grad_1 .. grad_C) to the dual after each token and the last slots.
 
-    dual [M, H, C, 1 + S + C, w], slots [M, H, S, 1 + S + C, w]; origin [M, H, C, w] is the decay of the origin up to and
-    including each token where gradients are taken there, else None. w is 1 or the number of channels.
+    dual [M, H, C, 1 + S + C, w], slots [M, H, S, 1 + S + C, w]; origin [M, H, C, w] is the decay of the origin up to
+    and including each token where gradients are taken there, else None. w is 1 or the number of channels.
     """
 
     dual: Tensor
@@ -190,8 +191,14 @@ def _where(held: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
     return new if held is None else torch.where(held, new, old)
 
 
-def write_chunk(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Write) -> tuple[dict[str, Outer], State]:
-    """Learn from one chunk of every running sequence: the gradients as the algorithm sees them, and the next state."""
+def write_chunk(
+    rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Write
+) -> tuple[Weights, dict[str, Outer], State]:
+    """Learn from one chunk of every running sequence.
+
+    Returns:
+        The weights that its gradients were taken at, the gradients as the algorithm sees them, and the next state.
+    """
     anchor, origin = _anchor(rule, leaves, state, chunk)
     grad = rule.gradient(anchor, state.slow, chunk.k, chunk.v, chunk.gates)
     dual, slots = {}, {}
@@ -199,12 +206,20 @@ def write_chunk(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Write)
         if (rate := rule.rate(leaf)) != 1:
             grad[n] = Outer(rate * grad[n].left, grad[n].right)
         dual[n], slots[n] = _advance(state.dual[n], state.slots[n], grad[n], chunk.coefficients[n], leaf)
-    return grad, _next_state(rule, state, dual, slots, origin, chunk.keep)
+    return anchor, grad, _next_state(rule, state, dual, slots, origin, chunk.keep)
 
 
-def read_chunks(rule: Rule, leaves: dict[str, Leaf], before: State, grad: dict[str, Outer], read: Read) -> Tensor:
-    """Outputs [M, H, C, d_v] of any number of chunks at once, from the states before them and their gradients."""
-    weights = {n: _read_weight(rule, leaf, before, n, grad[n], read.coefficients[n]) for n, leaf in leaves.items()}
+def read_chunks(
+    rule: Rule, leaves: dict[str, Leaf], before: State, bases: Weights, grad: dict[str, Outer], read: Read
+) -> Tensor:
+    """Outputs [M, H, C, d_v] of any number of chunks at once.
+
+    `before` are the states before them, `bases` their link(O) where reads are linearised there, `grad` their gradients.
+    """
+    weights = {
+        n: _read_weight(rule, leaf, before, n, bases.get(n), grad[n], read.coefficients[n])
+        for n, leaf in leaves.items()
+    }
     return rule.memory.read(weights, read.q, before.slow)
 
 
@@ -223,7 +238,9 @@ def _anchor(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Write) -> 
     return weights, origin
 
 
-def _read_weight(rule: Rule, leaf: Leaf, before: State, name: str, grad: Outer, rows: Tensor) -> Weight:
+def _read_weight(
+    rule: Rule, leaf: Leaf, before: State, name: str, base: Weight | None, grad: Outer, rows: Tensor
+) -> Weight:
     """What each token of a chunk reads with, W_t, given the state before the chunk."""
     bases = (before.dual[name], *before.slots[name])
     coef, within = rows[..., : len(bases), :], rows[..., len(bases) :, :]
@@ -233,19 +250,17 @@ def _read_weight(rule: Rule, leaf: Leaf, before: State, name: str, grad: Outer, 
     if rule.link_at == "token":
         dense = Unrolled(Scaled((*bases, *home), coef, leaf.channel), grad, within).dense()
         return PerToken(rule.retention.primal(dense, leaf))
-    assert isinstance(rule.retention, SlopedRetention)
     retention, start = rule.retention, before.origin[name]
-    origin = start + home[0] if home else start
-    slope = retention.slope(origin, leaf)
+    assert isinstance(retention, SlopedRetention) and isinstance(base, Tensor)
     if bases[0] is start:
         # A_0 = O: alpha A_0 - O is one base with the coefficient alpha - 1.
         coef = torch.cat([coef[..., :1, :] - 1, coef[..., 1:, :]], -2)
     else:
         bases, coef = (*bases, start), torch.cat([coef, -torch.ones_like(coef[..., :1, :])], -2)
-    moved = tuple(slope * retention.centre(base, leaf) for base in bases)
-    left, right = retention.centre_outer(grad, leaf)
-    grad = Outer(left, right * slope) if slope.shape[-1] > 1 else Outer(left * slope.mT, right)
-    return Unrolled(Scaled((*moved, retention.primal(origin, leaf)), coef, leaf.channel), grad, within)
+    change = Unrolled(Scaled(bases, coef, leaf.channel), grad, within)
+    simplex = leaf.simplex if retention.on_simplex else None
+    slope = retention.slope(start + home[0] if home else start, base, leaf)
+    return Linearised(base, change, slope, simplex)
 
 
 def _advance(

@@ -11,7 +11,7 @@ from torch import Tensor
 from miras.errors import UsageError
 from miras.gates import ALPHA, Gate
 from miras.registry import Axis
-from miras.weights import ROWS, Leaf, Outer
+from miras.weights import Leaf
 
 
 class Retention(Axis):
@@ -56,21 +56,12 @@ class SlopedRetention(MirrorRetention):
     """
 
     @abstractmethod
-    def slope(self, origin: Tensor, leaf: Leaf) -> Tensor:
-        """Slope of the link at the origin O of a chunk, [..., 1 | o, 1 | i] with at least one 1; differentiable."""
+    def slope(self, origin: Tensor, weights: Tensor, leaf: Leaf) -> Tensor:
+        """Slope of the link at the origin O of a chunk, given link(O), [..., 1 | o, 1 | i] with a 1; differentiable."""
 
     def centre(self, dual: Tensor, leaf: Leaf) -> Tensor:
         """The part of a dual that the link sees: a softmax does not see a constant along its axis."""
         return dual - dual.mean(leaf.simplex, keepdim=True) if self.on_simplex else dual
-
-    def centre_outer(self, grad: Outer, leaf: Leaf) -> Outer:
-        """`centre` of a rank-one term, as a rank-one term."""
-        if not self.on_simplex:
-            return grad
-        left, right = grad
-        if leaf.simplex == ROWS:
-            return Outer(left - left.mean(-1, keepdim=True), right)
-        return Outer(left, right - right.mean(-1, keepdim=True))
 
 
 class EuclideanRetention(MirrorRetention):

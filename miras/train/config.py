@@ -41,7 +41,7 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(128, 4, 4, 3e-3, 256, 2048, 1, 300, 30, "bytes", False),
+    "tiny": Size(128, 4, 4, 2e-3, 256, 2048, 1, 300, 30, "bytes", False),
     "120m": Size(768, 12, 16, 3e-3, 4096, 524_288, 16, 28_610, 954, "bpe:32000", True),
     "340m": Size(1024, 24, 16, 1.5e-3, 4096, 524_288, 16, 28_610, 954, "bpe:32000", True),
     "760m": Size(1536, 24, 16, 1.25e-3, 4096, 524_288, 32, 57_220, 1_907, "bpe:32000", True),
@@ -73,6 +73,7 @@ class TrainConfig:
         seed: of initialisation and order of data.
         bf16: mixed precision.
         eval_every: steps between validations; left out: a quarter of all, at most 1000.
+        eval_windows: windows of the last validation, evenly spaced; those on the way look at a quarter as many.
         save_every: steps between checkpoints; left out: a quarter of all, at most 1000.
         keep: complete checkpoints to keep.
         dim: size of the stream.
@@ -106,6 +107,7 @@ class TrainConfig:
     seed: int = 0
     bf16: bool = AUTO
     eval_every: int = AUTO
+    eval_windows: int = 1024
     save_every: int = AUTO
     keep: int = 2
     dim: int = AUTO
@@ -175,8 +177,8 @@ class TrainConfig:
 
 _KINDS = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
 _POSITIVE = (
-    *("context", "batch", "accumulation", "steps", "learning_rate", "clip", "eval_every", "save_every", "keep"),
-    *("dim", "layers", "heads", "hidden", "chunk", "threads"),
+    *("context", "batch", "accumulation", "steps", "learning_rate", "clip", "eval_every", "eval_windows", "save_every"),
+    *("keep", "dim", "layers", "heads", "hidden", "chunk", "threads"),
 )
 
 

@@ -34,12 +34,6 @@ from miras.train.optimizer import make_optimizer
 from miras.train.progress import Reporter, no_bars, say
 from miras.train.summary import Summary, versions
 
-VALIDATION_WINDOWS = 256
-"""Windows of a validation on the way, spread evenly over the held-out text."""
-
-LAST_WINDOWS = 1024
-"""Windows of the last validation."""
-
 LINES = 500
 """At most about so many lines of metrics."""
 
@@ -156,7 +150,7 @@ class _Run:
         with Reporter(self.out, self.config.steps, self.config.batch, lengths, seconds) as reporter:
             trainer = self._trainer(reporter)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            trainer.evaluate(_spread(data.validation, LAST_WINDOWS))
+            trainer.evaluate(_spread(data.validation, self.config.eval_windows))
         with saving("The model", self.out):
             self.model.save_pretrained(self.out / "model")
             data.tokenizer.save_pretrained(self.out / "model")
@@ -174,7 +168,7 @@ class _Run:
             model,
             arguments,
             train_dataset=self.data.train,
-            eval_dataset=_spread(self.data.validation, VALIDATION_WINDOWS),
+            eval_dataset=_spread(self.data.validation, -(-config.eval_windows // 4)),
             processing_class=self.data.tokenizer,  # is saved with each checkpoint
             # The windows are full: one that pads would add a mask, and with it slower ways through the model.
             data_collator=default_data_collator,
