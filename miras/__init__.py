@@ -1,6 +1,6 @@
 """Miras: sequence layers as associative memories that learn while they read (arXiv 2504.13173).
 
-    sequence layer = memory architecture x attentional bias x retention gate x memory learning algorithm
+sequence layer = memory architecture x attentional bias x retention gate x memory learning algorithm
 """
 
 from importlib import import_module

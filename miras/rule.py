@@ -249,9 +249,8 @@ class Rule(Mixer):
         assert isinstance(self.retention, SlopedRetention)
         weights = {}
         for n, origin in self.full(state.origin, state.home).items():
-            base = self.retention.primal(origin, leaves[n])
-            change = self.retention.centre(state.dual[n] - state.origin[n], leaves[n])
-            weights[n] = base + self.retention.slope(origin, base, leaves[n]) * change
+            base, slope = self.retention.linearise(origin, leaves[n])
+            weights[n] = base + slope * self.retention.centre(state.dual[n] - state.origin[n], leaves[n])
         return weights
 
     # -- description -------------------------------------------------------------------------------------------------

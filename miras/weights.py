@@ -216,8 +216,8 @@ class Linearised(NamedTuple):
     """
 
     base: Tensor
-    change: Unrolled
     slope: Tensor
+    change: Unrolled
     simplex: int | None
 
     def mv(self, x: Tensor) -> Tensor:

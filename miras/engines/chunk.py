@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -69,46 +69,47 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
         state = state.index_select(cells.order)
     outputs, finished = [], []
     for segment, read in zip(segments, reads, strict=True):
-        before, anchors, grads = [], [], []
+        learned = []
         for _, chunk in zip(segment, writes, strict=False):
             size = chunk.k.shape[0]
             if size < state.offset.shape[0]:
                 finished.append(state.map(lambda x, size=size: x[size:]))
                 state = state.map(lambda x, size=size: x[:size])
-            before.append(state)
-            anchor, grad, state = write_chunk(rule, leaves, state, chunk)
-            anchors.append(anchor)
-            grads.append(grad)
-        linearised = rule.link_at == "chunk"
-        bases = {n: torch.cat([anchor[n] for anchor in anchors]) for n in leaves} if linearised else {}
-        outputs.append(read_chunks(rule, leaves, _cat_states(before), bases, _cat_grads(grads), read))
+            done, state = write_chunk(rule, leaves, state, chunk)
+            learned.append(done)
+        outputs.append(read_chunks(rule, leaves, _cat(learned), read))
     return cells.tokens(torch.cat(outputs)), _reassemble(cells, state, finished)
 
 
 def _reassemble(cells: Grid, state: State, finished: list[State]) -> State:
     """The states of all sequences in their own order; those that ended early stand behind the running ones."""
-    state = _cat_states([state, *reversed(finished)])
+    state = _cat([state, *reversed(finished)])
     return state if cells.order is None else state.index_select(torch.argsort(cells.order))
 
 
-def _cat_states(parts: list[State]) -> State:
-    """Rows of several states one after the other. What is one tensor in all of them stays one."""
+def _cat(parts: list[Any]) -> Any:
+    """Trees of tensors joined along the rows."""
     first = parts[0]
     if len(parts) == 1:
         return first
-    dual = {n: torch.cat([part.dual[n] for part in parts]) for n in first.dual}
-    slots = {
-        n: tuple(torch.cat(rows) for rows in zip(*(part.slots[n] for part in parts), strict=True)) for n in first.slots
-    }
-    origin = dual
-    if any(part.origin[n] is not part.dual[n] for part in parts for n in dual):
-        origin = {n: torch.cat([part.origin[n] for part in parts]) for n in dual}
-    offset = torch.cat([part.offset for part in parts])
+    if isinstance(first, Tensor):
+        return torch.cat(parts)
+    if isinstance(first, dict):
+        return {n: _cat([part[n] for part in parts]) for n in first}
+    if isinstance(first, State):
+        return _cat_states(parts)
+    joined = [_cat(list(fields)) for fields in zip(*parts, strict=True)]
+    return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
+
+
+def _cat_states(parts: list[State]) -> State:
+    first = parts[0]
+    dual = _cat([part.dual for part in parts])
+    # A dual that is its chunk's origin stays it: one base less to read with.
+    same = all(part.origin[n] is part.dual[n] for part in parts for n in dual)
+    origin = dual if same else _cat([part.origin for part in parts])
+    slots, offset = _cat([part.slots for part in parts]), _cat([part.offset for part in parts])
     return replace(first, dual=dual, slots=slots, origin=origin, offset=offset, aligned=all(p.aligned for p in parts))
-
-
-def _cat_grads(parts: list[dict[str, Outer]]) -> dict[str, Outer]:
-    return {n: Outer(*(torch.cat(sides) for sides in zip(*(p[n] for p in parts), strict=True))) for n in parts[0]}
 
 
 class Coefficients(NamedTuple):
@@ -142,6 +143,16 @@ class Read(NamedTuple):
 
     q: Tensor
     coefficients: dict[str, Tensor]
+
+
+class Learned(NamedTuple):
+    """What reading in a chunk needs of learning from it: the state before it, the gradients as the algorithm sees them,
+    and where reads are linearised {leaf: (link(O), its slope)} at the chunk's origin.
+    """
+
+    before: State
+    grad: dict[str, Outer]
+    links: dict[str, tuple[Tensor, Tensor]]
 
 
 def _split(chunks: N, sizes: list[int]) -> Iterator[N]:
@@ -191,42 +202,36 @@ def _where(held: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
     return new if held is None else torch.where(held, new, old)
 
 
-def write_chunk(
-    rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Write
-) -> tuple[Weights, dict[str, Outer], State]:
-    """Learn from one chunk of every running sequence.
-
-    Returns:
-        The weights that its gradients were taken at, the gradients as the algorithm sees them, and the next state.
-    """
-    anchor, origin = _anchor(rule, leaves, state, chunk)
+def write_chunk(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Write) -> tuple[Learned, State]:
+    """Learn from one chunk of every running sequence: what its reads need, and the next state."""
+    links: dict[str, tuple[Tensor, Tensor]] = {}
+    origin = state.origin
+    if rule.gradient_at == "decayed":
+        anchor, origin = _decayed(leaves, state, chunk)
+    elif rule.link_at == "chunk":
+        assert isinstance(rule.retention, SlopedRetention)
+        full = rule.full(state.origin, state.home)
+        links = {n: rule.retention.linearise(full[n], leaf) for n, leaf in leaves.items()}
+        anchor = {n: weights for n, (weights, _) in links.items()}
+    else:
+        anchor = rule.link(state.origin, state.home, leaves)
     grad = rule.gradient(anchor, state.slow, chunk.k, chunk.v, chunk.gates)
     dual, slots = {}, {}
     for n, leaf in leaves.items():
         if (rate := rule.rate(leaf)) != 1:
             grad[n] = Outer(rate * grad[n].left, grad[n].right)
         dual[n], slots[n] = _advance(state.dual[n], state.slots[n], grad[n], chunk.coefficients[n], leaf)
-    return anchor, grad, _next_state(rule, state, dual, slots, origin, chunk.keep)
+    return Learned(state, grad, links), _next_state(rule, state, dual, slots, origin, chunk.keep)
 
 
-def read_chunks(
-    rule: Rule, leaves: dict[str, Leaf], before: State, bases: Weights, grad: dict[str, Outer], read: Read
-) -> Tensor:
-    """Outputs [M, H, C, d_v] of any number of chunks at once.
-
-    `before` are the states before them, `bases` their link(O) where reads are linearised there, `grad` their gradients.
-    """
-    weights = {
-        n: _read_weight(rule, leaf, before, n, bases.get(n), grad[n], read.coefficients[n])
-        for n, leaf in leaves.items()
-    }
-    return rule.memory.read(weights, read.q, before.slow)
+def read_chunks(rule: Rule, leaves: dict[str, Leaf], learned: Learned, read: Read) -> Tensor:
+    """Outputs [M, H, C, d_v] of any number of chunks at once."""
+    weights = {n: _read_weight(rule, leaf, learned, n, read.coefficients[n]) for n, leaf in leaves.items()}
+    return rule.memory.read(weights, read.q, learned.before.slow)
 
 
-def _anchor(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Write) -> tuple[Weights, dict[str, Tensor]]:
-    """The weights that the chunk's gradients are taken at, and the origin at the chunk's end."""
-    if rule.gradient_at == "previous":
-        return rule.link(state.origin, state.home, leaves), state.origin
+def _decayed(leaves: dict[str, Leaf], state: State, chunk: Write) -> tuple[Weights, dict[str, Tensor]]:
+    """The origin retained up to each token, as weights to take gradients at, and up to the chunk's end."""
     weights: dict[str, Weight] = {}
     origin = {}
     for n, leaf in leaves.items():
@@ -238,29 +243,25 @@ def _anchor(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Write) -> 
     return weights, origin
 
 
-def _read_weight(
-    rule: Rule, leaf: Leaf, before: State, name: str, base: Weight | None, grad: Outer, rows: Tensor
-) -> Weight:
-    """What each token of a chunk reads with, W_t, given the state before the chunk."""
+def _read_weight(rule: Rule, leaf: Leaf, learned: Learned, name: str, rows: Tensor) -> Weight:
+    """What each token of a chunk reads with, W_t."""
+    before, grad = learned.before, learned.grad[name]
     bases = (before.dual[name], *before.slots[name])
     coef, within = rows[..., : len(bases), :], rows[..., len(bases) :, :]
-    home = (before.home[name],) if before.home else ()
-    if isinstance(rule.retention, EuclideanRetention):
-        return Unrolled(Scaled((*bases, *home), coef, leaf.channel), grad, within)
     if rule.link_at == "token":
-        dense = Unrolled(Scaled((*bases, *home), coef, leaf.channel), grad, within).dense()
-        return PerToken(rule.retention.primal(dense, leaf))
-    retention, start = rule.retention, before.origin[name]
-    assert isinstance(retention, SlopedRetention) and isinstance(base, Tensor)
-    if bases[0] is start:
+        home = (before.home[name],) if before.home else ()
+        full = Unrolled(Scaled((*bases, *home), coef, leaf.channel), grad, within)
+        if isinstance(rule.retention, EuclideanRetention):
+            return full
+        return PerToken(rule.retention.primal(full.dense(), leaf))
+    if bases[0] is before.origin[name]:
         # A_0 = O: alpha A_0 - O is one base with the coefficient alpha - 1.
         coef = torch.cat([coef[..., :1, :] - 1, coef[..., 1:, :]], -2)
     else:
-        bases, coef = (*bases, start), torch.cat([coef, -torch.ones_like(coef[..., :1, :])], -2)
+        bases = (*bases, before.origin[name])
+        coef = torch.cat([coef, -torch.ones_like(coef[..., :1, :])], -2)
     change = Unrolled(Scaled(bases, coef, leaf.channel), grad, within)
-    simplex = leaf.simplex if retention.on_simplex else None
-    slope = retention.slope(start + home[0] if home else start, base, leaf)
-    return Linearised(base, change, slope, simplex)
+    return Linearised(*learned.links[name], change, leaf.simplex if rule.retention.on_simplex else None)
 
 
 def _advance(

@@ -56,8 +56,8 @@ class SlopedRetention(MirrorRetention):
     """
 
     @abstractmethod
-    def slope(self, origin: Tensor, weights: Tensor, leaf: Leaf) -> Tensor:
-        """Slope of the link at the origin O of a chunk, given link(O), [..., 1 | o, 1 | i] with a 1; differentiable."""
+    def linearise(self, origin: Tensor, leaf: Leaf) -> tuple[Tensor, Tensor]:
+        """link(O) at the origin O of a chunk and its slope there, [..., 1 | o, 1 | i] with a 1; both differentiable."""
 
     def centre(self, dual: Tensor, leaf: Leaf) -> Tensor:
         """The part of a dual that the link sees: a softmax does not see a constant along its axis."""

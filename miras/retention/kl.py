@@ -49,9 +49,10 @@ class KL(SlopedRetention):
     def slope0(self, leaf: Leaf) -> float:
         return self.mass(leaf) / leaf.simplex_size
 
-    def slope(self, origin: Tensor, weights: Tensor, leaf: Leaf) -> Tensor:
+    def linearise(self, origin: Tensor, leaf: Leaf) -> tuple[Tensor, Tensor]:
+        weights = self.primal(origin, leaf)
         # Least squares of link(O) on O in each slice, c/n where O is constant; the mean of the weights is c/n.
         mean = origin.mean(leaf.simplex, keepdim=True)
         variance = origin.square().mean(leaf.simplex, keepdim=True) - mean.square()
         covariance = (origin * weights).mean(leaf.simplex, keepdim=True) - mean * self.slope0(leaf)
-        return (covariance + EPS * self.slope0(leaf)) / (variance + EPS)
+        return weights, (covariance + EPS * self.slope0(leaf)) / (variance + EPS)

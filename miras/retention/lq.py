@@ -51,17 +51,16 @@ class Lq(SlopedRetention):
         return 1.0
 
     def primal(self, dual: Tensor, leaf: Leaf) -> Tensor:
-        w = dual * self._factor(dual, leaf)
-        if self.link == "mirror":
-            w = w * ((dual / self._unit(leaf)).square() + EPS).pow((self.q - 2) / 2)
-        return w
+        return self.linearise(dual, leaf)[0]
 
-    def slope(self, origin: Tensor, weights: Tensor, leaf: Leaf) -> Tensor:
+    def linearise(self, origin: Tensor, leaf: Leaf) -> tuple[Tensor, Tensor]:
+        factor = self._factor(origin, leaf)
         if self.link == "paper":
-            return self._factor(origin, leaf)
+            return factor * origin, factor
+        weights = factor * origin * ((origin / self._unit(leaf)).square() + EPS).pow((self.q - 2) / 2)
         # The secant: the multiple of O nearest to link(O).
         power = origin.square().sum((-2, -1), keepdim=True)
-        return ((origin * weights).sum((-2, -1), keepdim=True) + EPS) / (power + EPS)
+        return weights, ((origin * weights).sum((-2, -1), keepdim=True) + EPS) / (power + EPS)
 
     def _factor(self, dual: Tensor, leaf: Leaf) -> Tensor:
         # A power of the square is several times faster for q = 4; below 2 it has no derivative at 0.
