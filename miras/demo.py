@@ -107,35 +107,28 @@ def _parameters(name: str, shape: Any, hidden: int) -> int:
         return MirasForCausalLM(config).num_parameters()
 
 
-def _train(name: str, hidden: int, plan: Plan, out: Path, cache: Path, seed: int) -> None:
-    wanted = {"steps": plan.steps, "hidden": hidden, "seed": seed}
-    if (out / "summary.json").exists():
-        config = yaml.safe_load((out / "config.yaml").read_text())
-        if {k: config[k] for k in wanted} == wanted:
-            print(f"{name} is trained already ({out}).", file=sys.stderr)
-            return
-        raise MirasError(
-            f"{out} holds another run than this demo's ({wanted}). Remove the folder or write another --out."
-        )
-    flags = [f"--{k}={v}" for k, v in wanted.items()]
-    flags += [f"--eval-windows={plan.eval_windows}", f"--cache={cache}", f"--out={out}"]
-    flags += ["--resume"] if (out / "config.yaml").exists() else []
-    command = [
-        sys.executable,
-        "-m",
-        "miras",
-        "train",
-        name,
-        "--size=tiny",
-        "--data=stdlib",
-        "--tokenizer=bytes",
-        *flags,
+def training_flags(hidden: int, plan: Plan, out: Path, cache: Path, seed: int) -> list[str]:
+    """What the demo tells `miras train` beside the model's name."""
+    return [
+        *("--size=tiny", "--data=stdlib", "--tokenizer=bytes", f"--steps={plan.steps}", f"--hidden={hidden}"),
+        *(f"--eval-windows={plan.eval_windows}", f"--seed={seed}", f"--cache={cache}", f"--out={out}"),
     ]
+
+
+def _train(name: str, hidden: int, plan: Plan, out: Path, cache: Path, seed: int) -> None:
+    if (out / "config.yaml").exists():
+        wanted = {"steps": plan.steps, "hidden": hidden, "seed": seed, "eval_windows": plan.eval_windows}
+        config = yaml.safe_load((out / "config.yaml").read_text())
+        if {k: config.get(k) for k in wanted} != wanted:
+            raise MirasError(f"{out} holds another run than this demo's ({wanted}). Remove it or write another --out.")
+    if (out / "summary.json").exists():
+        print(f"{name} is trained already ({out}).", file=sys.stderr)
+        return
     print(f"Training {name} ...", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "miras", "train", name, *training_flags(hidden, plan, out, cache, seed)]
+    command += ["--resume"] if (out / "config.yaml").exists() else []
     if code := subprocess.run(command).returncode:
-        raise MirasError(
-            f"Training {name} ended with exit code {code}; `miras demo` goes on from there when called again."
-        )
+        raise MirasError(f"Training {name} ended with exit code {code}; the same command goes on from there.")
 
 
 def _validation_text(out: Path) -> TokenWindows:
@@ -155,19 +148,24 @@ def _results(plan: Plan, out: Path, quick: bool, seed: int) -> dict[str, Any]:
         "learning_rate": config["learning_rate"],
         "seed": seed,
         "threads": first["threads"],
-        "cpu": _cpu(),
+        "cpu": cpu(),
         "versions": versions(),
-        "commit": _commit(),
+        "commit": commit(),
     }
     return {
         "title": "Moneta, Yaad and Memora beside a Transformer and Gated DeltaNet",
         "command": "miras demo" + (" --quick" if quick else "") + (f" --seed {seed}" if seed else ""),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "quick": quick,
-        "data": first["data"],
+        "data": first["data"] | {"validation_tokens": _scored(plan, first["data"], config["context"])},
         "setup": setup,
         "models": [_row(name, summary, out / name / "metrics.jsonl") for name, summary in summaries.items()],
     }
+
+
+def _scored(plan: Plan, data: dict[str, Any], context: int) -> int:
+    """Held-out tokens that the last validation looked at."""
+    return min(plan.eval_windows * context, data["validation_tokens"] // context * context)
 
 
 def _row(name: str, summary: dict[str, Any], metrics: Path) -> dict[str, Any]:
@@ -227,14 +225,15 @@ def _decode(folder: Path, text: TokenWindows, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _cpu() -> str:
+def cpu() -> str:
+    """The processor's name and number of cores."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the source tree, where the package runs from one."""
     done = subprocess.run(
         ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True

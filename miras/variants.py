@@ -106,11 +106,13 @@ class Variant(NamedTuple):
     oracle: str | None
 
 
+NUMPY_LOOP = "a NumPy token loop with hand-written gradients (tests/test_variants.py)"
+
 VARIANTS = {
-    "moneta": Variant(moneta, "arXiv 2504.13173", None),
-    "yaad": Variant(yaad, "arXiv 2504.13173", None),
-    "memora": Variant(memora, "arXiv 2504.13173", "its literal log / softmax form (tests/test_mathematics.py)"),
-    "titans": Variant(titans, "arXiv 2501.00663", None),
+    "moneta": Variant(moneta, "arXiv 2504.13173", NUMPY_LOOP),
+    "yaad": Variant(yaad, "arXiv 2504.13173", NUMPY_LOOP),
+    "memora": Variant(memora, "arXiv 2504.13173", NUMPY_LOOP),
+    "titans": Variant(titans, "arXiv 2501.00663", NUMPY_LOOP),
     "linear_attention": Variant(linear_attention, "arXiv 2006.16236", "a cumulative sum (tests/test_variants.py)"),
     "deltanet": Variant(deltanet, "arXiv 2406.06484", "a NumPy transcription (tests/test_variants.py)"),
     "gated_deltanet": Variant(gated_deltanet, "arXiv 2412.06464", "transformers (tests/test_variants.py)"),
