@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from miras.mixer import Mixer as Mixer
     from miras.rule import Rule as Rule
     from miras.rule import State as State
+    from miras.storage import load_state as load_state
+    from miras.storage import save_state as save_state
 
 __version__ = "0.1.0"
 
@@ -31,8 +33,10 @@ _NAMES = {
     "Rule": "rule",
     "State": "rule",
     "explain": "engines",
+    "load_state": "storage",
     "plan": "engines",
     "run": "engines",
+    "save_state": "storage",
 }
 
 

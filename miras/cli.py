@@ -80,6 +80,7 @@ def train(
     heads: Annotated[int | None, typer.Option(help="Heads of each layer.")] = None,
     hidden: Annotated[int | None, typer.Option(help="Hidden size of each SwiGLU.")] = None,
     gates: Annotated[str | None, typer.Option(help="head or channel.")] = None,
+    rope: Annotated[bool | None, typer.Option("--rope/--no-rope", help="Rotate q and k before a memory.")] = None,
     chunk: Annotated[int | None, typer.Option(help="Tokens per chunk.")] = None,
     threads: Threads = None,
     tensorboard: Annotated[

@@ -24,6 +24,7 @@ ORDER = (
     ("state",),
     ("mixer",),
     ("rule",),
+    ("storage",),
     ("layout",),
     ("attention",),
     ("recurrence",),

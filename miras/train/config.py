@@ -81,6 +81,7 @@ class TrainConfig:
         heads: heads of each layer.
         hidden: hidden size of each SwiGLU; None: 8/3 of dim.
         gates: "head" or "channel", see `MirasLayer`.
+        rope: rotate q and k by their position before a memory.
         chunk: tokens per chunk of the variants that have chunks; None: their own.
         threads: threads of PyTorch; None: as it chooses.
         tensorboard: also write the metrics for TensorBoard.
@@ -115,6 +116,7 @@ class TrainConfig:
     heads: int = AUTO
     hidden: int | None = None
     gates: str = "head"
+    rope: bool = False
     chunk: int | None = None
     threads: int | None = None
     tensorboard: bool = False

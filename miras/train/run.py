@@ -90,6 +90,7 @@ def model_config(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Mir
         num_attention_heads=config.heads,
         mixer=list(config.mixers),
         gates=config.gates,
+        rope=config.rope,
         max_position_embeddings=config.context,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
