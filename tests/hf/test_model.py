@@ -17,6 +17,7 @@ from miras import variants
 from miras.algorithm import GradientDescent, Momentum
 from miras.bias import L1, Huber, Lp
 from miras.errors import UsageError
+from miras.gates import ETA
 from miras.hf import MirasConfig, MirasForCausalLM, MirasModel
 from miras.layer import SHORTEST
 from miras.memory import MLP, Linear, Vector
@@ -164,7 +165,7 @@ FRESH = {
     "backbone.blocks.0.mixer.slow.norm_scale": (1.0, 0.0),
     "backbone.blocks.0.mixer.slow.norm_shift": (0.0, 0.0),
     "backbone.blocks.0.mixer.gates.eta.weight": (0.0, 0.02),
-    "backbone.blocks.0.mixer.gates.eta.bias": (0.0, 0.0),
+    "backbone.blocks.0.mixer.gates.eta.bias": (ETA.unsquash(ETA.init), 0.0),
     "backbone.blocks.0.mixer.gates.eta.down.weight": (0.0, INIT_STD),
     "backbone.blocks.0.mixer.qkv.weight": (0.0, INIT_STD),
     "backbone.blocks.1.mixer.out.weight": (0.0, INIT_STD / 2),
