@@ -10,12 +10,10 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from miras.demo import FULL, MODELS, commit, cpu, equal_hidden, training_flags
+from miras.demo import FULL, MODELS, commit, cpu, equal_hidden, job, validation_text
+from miras.train.many import train_many
 
 RESULTS = Path(__file__).parent / "results" / "demo_seeds.md"
 BASELINES = ("gated_deltanet", "transformer")
@@ -30,8 +28,13 @@ def main() -> None:
     args = parser.parse_args()
     hidden = equal_hidden(tuple(args.models))
     runs = [(name, seed) for seed in range(args.seeds) for name in args.models]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda run: train(*run, hidden[run[0]], args.out), runs))
+    args.out.mkdir(parents=True, exist_ok=True)
+    validation_text(args.out / "data")
+    jobs = [
+        job(name, hidden[name], FULL, folder(args.out, name, seed), args.out / "data", seed, f"{name} {seed}")
+        for name, seed in runs
+    ]
+    train_many(jobs, args.jobs)
     summaries = {run: json.loads((folder(args.out, *run) / "summary.json").read_text()) for run in runs}
     text = page(summaries, args.seeds, args.models)
     RESULTS.parent.mkdir(exist_ok=True)
@@ -41,18 +44,6 @@ def main() -> None:
 
 def folder(out: Path, name: str, seed: int) -> Path:
     return out / f"{name}-{seed}"
-
-
-def train(name: str, seed: int, hidden: int, out: Path) -> None:
-    run = folder(out, name, seed)
-    if (run / "summary.json").exists():
-        return
-    flags = [*training_flags(hidden, FULL, run, out / "data", seed), "--threads=1"]
-    flags += ["--resume"] if (run / "config.yaml").exists() else []
-    command = [sys.executable, "-m", "miras", "train", name, *flags]
-    # More than one thread in processes side by side makes each many times slower.
-    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    print(f"{name}, seed {seed}: done", flush=True)
 
 
 def page(summaries: dict, seeds: int, models: list[str]) -> str:

@@ -30,6 +30,7 @@ from miras.layer import LayerState
 from miras.report import write_report
 from miras.train.config import SIZES
 from miras.train.files import write_json
+from miras.train.many import Job, train_many
 from miras.train.summary import versions
 
 MODELS = ("moneta", "yaad", "memora", "gated_deltanet", "transformer")
@@ -73,9 +74,11 @@ def demo(out: Path, quick: bool, seed: int = 0) -> None:
     """
     plan = QUICK if quick else FULL
     out.mkdir(parents=True, exist_ok=True)
-    for name, hidden in equal_hidden(MODELS).items():
-        _train(name, hidden, plan, out / name, out / "data", seed)
-    text = _validation_text(out)
+    text = validation_text(out / "data")
+    widths = equal_hidden(MODELS)
+    jobs = [job(name, hidden, plan, out / name, out / "data", seed) for name, hidden in widths.items()]
+    print(f"Training {', '.join(MODELS)} ...", file=sys.stderr, flush=True)
+    train_many(jobs, at_once=min(os.cpu_count() or 1, len(jobs)))
     results = _results(plan, out, quick, seed)
     for row in results["models"]:
         print(f"Decoding with {row['name']} ...", file=sys.stderr, flush=True)
@@ -107,33 +110,26 @@ def _parameters(name: str, shape: Any, hidden: int) -> int:
         return MirasForCausalLM(config).num_parameters()
 
 
-def training_flags(hidden: int, plan: Plan, out: Path, cache: Path, seed: int) -> list[str]:
-    """What the demo tells `miras train` beside the model's name."""
-    return [
-        *("--size=tiny", "--data=stdlib", "--tokenizer=bytes", f"--steps={plan.steps}", f"--hidden={hidden}"),
-        *(f"--eval-windows={plan.eval_windows}", f"--seed={seed}", f"--cache={cache}", f"--out={out}"),
-    ]
+def job(name: str, hidden: int, plan: Plan, out: Path, cache: Path, seed: int, label: str = "") -> Job:
+    """The training run of one model of the demo.
 
-
-def _train(name: str, hidden: int, plan: Plan, out: Path, cache: Path, seed: int) -> None:
+    Raises:
+        MirasError: the folder holds another run.
+    """
+    wanted = {"steps": plan.steps, "hidden": hidden, "seed": seed, "eval_windows": plan.eval_windows}
     if (out / "config.yaml").exists():
-        wanted = {"steps": plan.steps, "hidden": hidden, "seed": seed, "eval_windows": plan.eval_windows}
         config = yaml.safe_load((out / "config.yaml").read_text())
         if {k: config.get(k) for k in wanted} != wanted:
-            raise MirasError(f"{out} holds another run than this demo's ({wanted}). Remove it or write another --out.")
-    if (out / "summary.json").exists():
-        print(f"{name} is trained already ({out}).", file=sys.stderr)
-        return
-    print(f"Training {name} ...", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "miras", "train", name, *training_flags(hidden, plan, out, cache, seed)]
-    command += ["--resume"] if (out / "config.yaml").exists() else []
-    if code := subprocess.run(command).returncode:
-        raise MirasError(f"Training {name} ended with exit code {code}; the same command goes on from there.")
+            raise MirasError(f"{out} holds another run than this one ({wanted}). Remove it or write another --out.")
+    flags = [f"--{k.replace('_', '-')}={v}" for k, v in wanted.items()]
+    flags += ["--size=tiny", "--data=stdlib", "--tokenizer=bytes", f"--cache={cache}"]
+    return Job(label or name, out, plan.steps, ("train", name, *flags))
 
 
-def _validation_text(out: Path) -> TokenWindows:
+def validation_text(cache: Path) -> TokenWindows:
+    """Held-out text of the demo; tokenises it into `cache`, where the runs side by side then find it."""
     corpus = load_corpus("stdlib")
-    return pack(corpus, load_tokenizer("bytes", corpus), PIECE, out / "data")[1]
+    return pack(corpus, load_tokenizer("bytes", corpus), PIECE, cache)[1]
 
 
 def _results(plan: Plan, out: Path, quick: bool, seed: int) -> dict[str, Any]:
