@@ -1,4 +1,4 @@
-"""The presets train stably on real text with their defaults: DESIGN's promise on outer gradients."""
+"""The presets train stably on real text with their defaults: outer gradients stay small."""
 
 from __future__ import annotations
 
