@@ -29,7 +29,7 @@ class MirasConfig(PreTrainedConfig):
         gate_rank: rank of channel gates.
         conv_size: width of the short convolution.
         rope: rotate q and k before a memory.
-        max_position_embeddings: context length that retention's time constants are spread up to; not a limit.
+        context_length: context length that retention's time constants are spread up to; not a limit.
         initializer_range: kept for tools that look for it; see `miras.model` for the initialisation.
         use_cache: return states from `forward`.
         tie_word_embeddings: the output layer shares the embedding.
@@ -54,7 +54,7 @@ class MirasConfig(PreTrainedConfig):
         gate_rank: int = 32,
         conv_size: int = 4,
         rope: bool = False,
-        max_position_embeddings: int = 2048,
+        context_length: int = 2048,
         initializer_range: float = 0.02,
         use_cache: bool = True,
         tie_word_embeddings: bool = True,
@@ -69,7 +69,7 @@ class MirasConfig(PreTrainedConfig):
         self.gate_rank = gate_rank
         self.conv_size = conv_size
         self.rope = rope
-        self.max_position_embeddings = max_position_embeddings
+        self.context_length = context_length
         self.initializer_range = initializer_range
         self.use_cache = use_cache
         self.mixer = [to_config(part) for part in _mixers(mixer, num_hidden_layers, chunk)]

@@ -74,7 +74,7 @@ class MirasModel(MirasPreTrainedModel):
             config.gate_rank,
             config.conv_size,
             config.rope,
-            config.max_position_embeddings,
+            config.context_length,
         )
         self.post_init()
 

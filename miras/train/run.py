@@ -91,7 +91,7 @@ def model_config(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Mir
         mixer=list(config.mixers),
         gates=config.gates,
         rope=config.rope,
-        max_position_embeddings=config.context,
+        context_length=config.context,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
