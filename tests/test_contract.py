@@ -35,7 +35,7 @@ from miras.mixer import Mixer, mixer_from_config
 from miras.registry import choices, from_config, to_config
 from miras.rule import Rule
 from miras.state import tensors
-from miras.weights import PerToken, Scaled, Unrolled
+from miras.weights import Linearised, PerToken, Scaled, Unrolled
 
 EXACT = 1e-9  # engine against token loop, float64
 every_rule = pytest.mark.parametrize("case", RULES, ids=str)
@@ -170,6 +170,23 @@ def test_operators_are_the_matrices_that_they_stand_for(width, axis):
         assert_same(operator.mv(x), torch.einsum("...toi,...ti->...to", dense, x), 1e-13)
         if isinstance(operator, Scaled):
             assert_same(operator.tmv(u), torch.einsum("...toi,...to->...ti", dense, u), 1e-13)
+
+
+@pytest.mark.parametrize("simplex", [None, -2, -1])
+def test_a_linearised_link_is_the_matrix_that_it_stands_for(simplex):
+    o, i, tokens, n = 5, 3, 4, 2
+    x = torch.randn(2, n, tokens, i).double()
+    outer = miras.rule.Outer(torch.randn(2, n, tokens, o).double(), torch.randn(2, n, tokens, i).double())
+    bases = Scaled((torch.randn(2, n, o, i).double(),), torch.randn(2, n, tokens, 1, 1).double(), None)
+    change = Unrolled(bases, outer, torch.randn(2, n, tokens, tokens, 1).double().tril_())
+    slope = torch.randn(2, n, *{None: (1, 1), -2: (1, i), -1: (o, 1)}[simplex]).double()
+    base = torch.randn(2, n, o, i).double()
+    dense = change.dense()
+    if simplex is not None:
+        dense = dense - dense.mean(simplex, keepdim=True)
+    dense = base.unsqueeze(2) + slope.unsqueeze(2) * dense
+    y = Linearised(base, slope, change, simplex).mv(x)
+    assert_same(y, torch.einsum("...toi,...ti->...to", dense, x), 1e-13)
 
 
 # -- engines: equal to the token loop ---------------------------------------------------------------------------------

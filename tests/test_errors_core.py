@@ -138,7 +138,7 @@ CALLS = {
     "gate of another length": (dict(gates=with_gate("eta", lambda g: g[:, 1:])), ["'eta'", "[2, 12, 2, 1]"]),
     "gate of a strange width": (
         dict(gates=with_gate("eta", lambda g: g.repeat(1, 1, 1, 3))),
-        ["'eta'", "4 channels", "3]"],
+        ["'eta'", "[2, 13, 2, 4] per channel", "3]"],
     ),
     "channels of a head's gate": (
         dict(rule=variants.yaad(letter=True), gates=with_gate("delta", lambda g: g.repeat(1, 1, 1, 4))),

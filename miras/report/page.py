@@ -297,7 +297,7 @@ def _facts(results: dict) -> str:
         "Data": f"{data['name']}, {counted(data['train_tokens'], _unit(data))} for training, hash {data['hash']}",
         "Training": f"{counted(setup['steps'], 'step')} of {counted(setup['tokens_per_step'], 'token')}, "
         f"context {setup['context']:,}, learning rate {setup['learning_rate']:g}, seed {setup['seed']}",
-        "Machine": f"{setup['cpu']}, {counted(setup['threads'], 'thread')}",
+        "Machine": f"{setup['cpu']}, {counted(setup['threads'], 'thread')} a run, runs side by side",
         "Versions": ", ".join(f"{package} {version}" for package, version in setup["versions"].items()),
         "Commit": setup["commit"] or "not known",
         "Written": results["created"],

@@ -51,8 +51,9 @@ class KL(SlopedRetention):
 
     def linearise(self, origin: Tensor, leaf: Leaf) -> tuple[Tensor, Tensor]:
         weights = self.primal(origin, leaf)
-        # Least squares of link(O) on O in each slice, c/n where O is constant; the mean of the weights is c/n.
-        mean = origin.mean(leaf.simplex, keepdim=True)
-        variance = origin.square().mean(leaf.simplex, keepdim=True) - mean.square()
-        covariance = (origin * weights).mean(leaf.simplex, keepdim=True) - mean * self.slope0(leaf)
+        # Least squares of link(O) on O in each slice, c/n where O is constant. O is centred first: differences of
+        # large means would leave nothing of a small variance.
+        o = self.centre(origin, leaf)
+        variance = o.square().mean(leaf.simplex, keepdim=True)
+        covariance = (o * weights).mean(leaf.simplex, keepdim=True)
         return weights, (covariance + EPS * self.slope0(leaf)) / (variance + EPS)
