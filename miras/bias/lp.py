@@ -50,6 +50,11 @@ class Lp(Bias):
         if self.clip is None:
             object.__setattr__(self, "clip", self.p > 2)
 
+    @property
+    def eta_limit(self) -> float:
+        """One over the curvature p (p - 1) |r|^(p-2) at an error of 2, where that of l_2 is 1."""
+        return 1 / max(1.0, self.p * (self.p - 1) * 2 ** (self.p - 2))
+
     def loss(self, y: Tensor, v: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
         return ((y - v).square() + EPS).pow(self.p / 2).sum(-1)
 
