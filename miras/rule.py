@@ -134,9 +134,10 @@ class Rule(Mixer):
     @property
     def gates(self) -> tuple[Gate, ...]:
         """Gates of all axes. Within a chunk gradients are stale: a key repeated C times is stepped C eta times, so eta
-        of a rule with chunk > 1 ranges to min(1, 16 / chunk), times the retention's own limit.
+        of a rule with chunk > 1 ranges to min(1, 16 / chunk), times the own limits of bias and retention.
         """
-        limit = min(1.0, 16 / self.chunk) * self.retention.eta_limit if self.chunk > 1 else 1.0
+        own = self.bias.eta_limit * self.retention.eta_limit
+        limit = min(1.0, 16 / self.chunk) * own if self.chunk > 1 else 1.0
         gates = self.bias.gates + self.retention.gates + self.algorithm.gates
         return tuple(replace(g, high=limit, init=g.init * limit) if g.name == "eta" else g for g in gates)
 
