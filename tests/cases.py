@@ -175,7 +175,9 @@ def draw_gates(rule: Rule, shape: tuple[int, ...], channels: int | None = None, 
         alone = not gate.channel or (gate.name != "delta" and rule.channel_conflict(channels or 4, channels or 4))
         width = 1 if channels is None or alone else channels
         raw = torch.randn(*shape, width, dtype=torch.float64)
-        gates[gate.name] = gate.squash(raw + gate.unsquash(centres[gate.name]))
+        # A bias or a retention may allow less than the centre; half of its range then.
+        centre = min(centres[gate.name], gate.high / 2) if gate.high > 0 else centres[gate.name]
+        gates[gate.name] = gate.squash(raw + gate.unsquash(centre))
     return gates
 
 
