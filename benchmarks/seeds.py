@@ -2,7 +2,7 @@
 
     python benchmarks/seeds.py --seeds 3 --out runs/seeds      # resumes where it stopped
 
-Every run is a `miras train` of the demo's set-up with one thread; `--jobs` of them run side by side. Writes
+Every run is a `miras train` of the demo's set-up; `--jobs` of them run side by side and share the cores. Writes
 benchmarks/results/demo_seeds.md.
 """
 
@@ -50,12 +50,13 @@ def page(summaries: dict, seeds: int, models: list[str]) -> str:
     bits = {n: [summaries[n, s]["val_bits_per_byte"] for s in range(seeds)] for n in models}
     mean = {n: statistics.mean(b) for n, b in bits.items()}
     first = summaries[models[0], 0]
+    threads = " or ".join(str(n) for n in sorted({s["threads"] for s in summaries.values()}))
     lines = [
         "# The demo over several seeds",
         "",
         f"Validation bits per byte after {FULL.steps} steps of 2,048 tokens ({first['data']['name']}, hash "
         f"`{first['data']['hash']}`), equal data and steps, parameters within 1 %.",
-        f"`python benchmarks/seeds.py --seeds {seeds}`, {cpu()}, one thread a run, commit {commit()}, "
+        f"`python benchmarks/seeds.py --seeds {seeds}`, {cpu()}, {threads} threads a run, commit {commit()}, "
         f"torch {first['versions']['torch']}.",
         "",
         "| model | parameters | mean | spread (max - min) | "
