@@ -203,7 +203,7 @@ def explain(
     typer.echo("\n\n".join(explanation(config.model, mixer, heads, head_dim) for mixer in mixers))
 
 
-@main.command(epilog="Examples:\n\n  miras demo\n\n  miras demo --quick --out /tmp/demo")
+@main.command(epilog="Examples:\n\n  miras demo\n\n  miras demo --quick --out runs/smoke")
 def demo(
     out: Annotated[str, typer.Option(help="Folder for the runs and the report.")] = "runs/demo",
     quick: Annotated[bool, typer.Option("--quick", help="A minute instead of ten, for checks.")] = False,

@@ -7,14 +7,13 @@ train` in a process of its own, so that its memory is its own, and resumes where
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,9 @@ from miras.hf import MirasCache, MirasConfig, MirasForCausalLM
 from miras.layer import LayerState
 from miras.report import write_report
 from miras.train.config import SIZES
-from miras.train.files import write_json
+from miras.train.files import read_metrics, write_json
 from miras.train.many import Job, train_many
-from miras.train.summary import versions
+from miras.train.summary import Summary, versions
 
 MODELS = ("moneta", "yaad", "memora", "gated_deltanet", "transformer")
 PROMPT = "def read(self, path):\n"
@@ -134,7 +133,7 @@ def validation_text(cache: Path) -> TokenWindows:
 
 def _results(plan: Plan, out: Path, quick: bool, seed: int) -> dict[str, Any]:
     """Everything but decoding, from what the training runs wrote."""
-    summaries = {name: json.loads((out / name / "summary.json").read_text()) for name in MODELS}
+    summaries = {name: asdict(Summary.read(out / name / "summary.json")) for name in MODELS}
     config = yaml.safe_load((out / MODELS[0] / "config.yaml").read_text())
     first = summaries[MODELS[0]]
     setup = {
@@ -165,7 +164,7 @@ def _scored(plan: Plan, data: dict[str, Any], context: int) -> int:
 
 
 def _row(name: str, summary: dict[str, Any], metrics: Path) -> dict[str, Any]:
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = read_metrics(metrics)
     train = [x for x in lines if "bits_per_byte" in x]
     validation = [x for x in lines if "val_bits_per_byte" in x]
     copied = (

@@ -65,7 +65,7 @@ class ShortConv(nn.Module):
         state = state.to(x.dtype)
         if where.dense:
             past = torch.cat([state, x], 1)
-            # As a channels-last 2-D convolution: three times as fast on a CPU as conv1d or shifted products.
+            # As a channels-last 2-D convolution: several times as fast on a CPU as conv1d or shifted products.
             image = past.mT.unsqueeze(2).contiguous(memory_format=torch.channels_last)
             y = F.conv2d(image, self.weight.t()[:, None, None], groups=x.shape[-1])
             return F.silu(y.squeeze(2).mT), past[:, where.length :]

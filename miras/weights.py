@@ -63,7 +63,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def matmul_add(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """Total + a b for batches of two axes, in one pass over the result where nothing has to be cast."""
+    """total + a b for batches of two axes, in one pass over the result where nothing has to be cast."""
     if total is None:
         return matmul(a, b)
     if torch.is_autocast_enabled(a.device.type):
@@ -84,7 +84,7 @@ def mv(weight: Weight, x: Tensor) -> Tensor:
 
 
 def mv_add(total: Tensor | None, weight: Tensor, x: Tensor) -> Tensor:
-    """Total + W x for a plain weight."""
+    """total + W x for a plain weight."""
     if total is not None and weight.dim() == x.dim():
         return matmul_add(total, x, weight.mT)
     return mv(weight, x) if total is None else total + mv(weight, x)
@@ -127,8 +127,7 @@ class Scaled(NamedTuple):
     """W_t = sum_j coef[t, j] (.) base_j, the coefficients along `axis` where they are per channel.
 
     bases: matrices [..., o, i] or, shared by the batch, [H, o, i]; coef [..., C, J, 1 | channels]; a coefficient that
-        is
-    always 1 is left out: bases beyond the J-th have none.
+    is always 1 is left out: bases beyond the J-th have none.
     """
 
     bases: tuple[Tensor, ...]

@@ -42,7 +42,7 @@ class Job:
         return (self.out / "summary.json").exists()
 
     def start(self, threads: int) -> subprocess.Popen[bytes]:
-        """Start the process; what it says goes to train.log in the run folder's parent."""
+        """Start the process; what it says goes to `log`."""
         words = [*self.command, f"--out={self.out}", f"--threads={threads}"]
         words += ["--resume"] if (self.out / "config.yaml").exists() else []
         # The environment too: threads that PyTorch starts before it is told otherwise would be in each other's way.
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What the process said."""
+        """What the process said, a file beside the run folder."""
         return self.out.with_name(self.out.name + ".log")
 
     def progress(self) -> tuple[int, str]:
