@@ -72,17 +72,11 @@ class ShortConv(nn.Module):
         source = torch.cat([x.flatten(0, 1), state.flatten(0, 1)])
         y = torch.zeros_like(x)
         for lag, weight in enumerate(self.weight.flip(0)):
-            token = torch.where(where.valid, self._token(where, where.row, where.rank - lag), -1)
+            token = torch.where(where.valid, where.place(where.row, where.rank - lag, self.width - 1), -1)
             y = y + take(source, token) * weight
         rows = torch.arange(where.rows, device=x.device)[:, None]
         last = where.count[:, None] + torch.arange(1 - self.width, 0, device=x.device)
-        return F.silu(y), take(source, self._token(where, rows, last))
-
-    def _token(self, where: Layout, row: Tensor, rank: Tensor) -> Tensor:
-        """Number of a sequence's token by its rank; ranks below 0 lie in the state, which stands behind all tokens."""
-        tokens = where.batch * where.length
-        before = tokens + row * (self.width - 1) + (self.width - 1) + rank
-        return torch.where(rank >= 0, where.start[row] + rank, before)
+        return F.silu(y), take(source, where.place(rows, last, self.width - 1))
 
 
 class GateMaker(nn.Module):
@@ -176,7 +170,7 @@ class MirasLayer(nn.Module):
         for name, leaf in rule.leaves(self.head_dim, self.head_dim).items():
             if leaf.std:
                 self.memory[name] = nn.Parameter(torch.empty(heads, leaf.rows, leaf.cols))
-        for name, (size, _) in rule.memory.slow(self.head_dim, self.head_dim).items():
+        for name, (size, _) in rule.slow(self.head_dim, self.head_dim).items():
             self.slow[name] = nn.Parameter(torch.empty(heads, size))
         self.reset_parameters()
 

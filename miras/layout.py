@@ -62,6 +62,42 @@ class Layout:
         row = torch.arange(self.rows, device=device)[:, None].expand(-1, self.longest)
         return Layout(self.rows, self.longest, self.longest, start, self.count, row, rank, False, False)
 
+    def steps(self, n: int) -> Layout:
+        """The layout of the same sequences with each token n times."""
+        if n == 1:
+            return self
+        within = torch.arange(n, device=self.rank.device).repeat(self.length)
+        rank = self.rank.repeat_interleave(n, 1)
+        rank = torch.where(rank >= 0, rank * n + within, -1)
+        row = self.row.repeat_interleave(n, 1)
+        start, count = self.start * n, self.count * n
+        return Layout(self.batch, self.length * n, self.longest * n, start, count, row, rank, self.dense, self.packed)
+
+    def place(self, row: Tensor, rank: Tensor, kept: int) -> Tensor:
+        """Where a sequence's token stands, by its rank, in all tokens of the call followed by the last `kept` of each
+        sequence before the call, which have ranks below 0.
+        """
+        before = self.batch * self.length + row * kept + kept + rank
+        return torch.where(rank >= 0, self.start[row] + rank, before)
+
+    def history(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """Each token with those before it, oldest first.
+
+        Args:
+            x: tokens [B, T, ...].
+            past: the last w tokens of each sequence before the call, [N, w, ...].
+
+        Returns:
+            [B, T, w + 1, ...], zero where there is no token, and the last w tokens of each sequence now.
+        """
+        kept = past.shape[1]
+        source = torch.cat([x.flatten(0, 1), past.flatten(0, 1)])
+        lags = torch.arange(-kept, 1, device=x.device)
+        seen = self.place(self.row[..., None], self.rank[..., None] + lags, kept)
+        rows = torch.arange(self.rows, device=x.device)[:, None]
+        last = self.place(rows, self.count[:, None] + lags[:-1], kept)
+        return take(source, torch.where(self.valid[..., None], seen, -1)), take(source, last)
+
     def to_rows(self, x: Tensor) -> Tensor:
         """Tokens [B, T, ...] of a pack as padded rows [N, longest, ...]; other layouts as they are."""
         if not self.packed:

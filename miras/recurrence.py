@@ -7,7 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from miras.rule import Gates, Rule, State, orient, token
+from miras.gates import hole
+from miras.rule import Gates, Rule, State, token
+from miras.weights import Leaf
 
 
 def recurrence(
@@ -18,7 +20,7 @@ def recurrence(
     Args:
         rule: the rule.
         state: where to go on from.
-        q: queries [B, H, T, d_k]; k alike; v [B, H, T, d_v].
+        q: queries [B, H, T, d_k]; k alike; v [B, H, T, d_v] (a window's tokens side by side, see `Rule.gradient`).
         k: keys.
         v: values.
         gates: {name: [B, H, T, 1 | D]}.
@@ -31,38 +33,67 @@ def recurrence(
         # Selection keeps NaN out of values; out of outer gradients only if no formula has met it.
         exists = valid[:, None, :, None]
         q, k, v = (torch.where(exists, x, 0.0) for x in (q, k, v))
-        gates = {n: torch.where(exists, g, 0.0 if n == "log_alpha" else 1.0) for n, g in gates.items()}
-    leaves = rule.leaves(q.shape[-1], v.shape[-1])
-    seen = {n: rule.leaf_gates(leaf, gates) for n, leaf in leaves.items()}
+        gates = {n: torch.where(exists, g, hole(n)) for n, g in gates.items()}
+    leaves = rule.leaves(q.shape[-1], v.shape[-1] // rule.window)
     outputs = []
     for t in range(q.shape[-2]):
         here = slice(t, t + 1)
         keep = None if valid is None else valid[:, t]
-        at_t = {n: orient(token(g, t), leaves[n]) for n, g in seen.items()}
         origin = state.origin
         if rule.gradient_at == "decayed":
-            origin = {n: _where(keep, rule.decay(a, at_t[n]), a) for n, a in origin.items()}
+            now = {n: rule.matrix_gates(leaf, token(gates, t)) for n, leaf in leaves.items()}
+            origin = {n: _where(keep, rule.decay(a, now[n]), a) for n, a in origin.items()}
         weights = rule.link(origin, state.home, leaves)
-        grad = rule.gradient(weights, state.slow, k[..., here, :], v[..., here, :], token(gates, t))
-        dual, slots = {}, {}
-        for n, a in state.dual.items():
-            new, new_slots = rule.update(a, state.slots[n], rule.rate(leaves[n]) * grad[n].dense().squeeze(-3), at_t[n])
-            dual[n] = _where(keep, new, a)
-            slots[n] = tuple(_where(keep, x, old) for x, old in zip(new_slots, state.slots[n], strict=True))
-        state = replace(state, dual=dual, slots=slots, origin=origin)
-        y = rule.memory.read(rule.read_weights(state, leaves), q[..., here, :], state.slow)
+        grad = rule.surprise(weights, state.slow, k[..., here, :], v[..., here, :], token(gates, t), leaves)
+        before = replace(state, origin=origin)
+        dense = {n: g.dense().squeeze(-3) for n, g in grad.items()}
+        state = (_gather if rule.step_at == "chunk" else _step)(rule, before, leaves, dense, token(gates, t), keep)
+        read_state = before if rule.read_at == "before" else state
+        y = rule.read(rule.read_weights(read_state, leaves), q[..., here, :], state.slow)
         outputs.append(_where(keep, y, torch.zeros_like(y)))
         state = _advance(rule, state, keep)
     return torch.cat(outputs, -2), state
+
+
+def _step(
+    rule: Rule, state: State, leaves: dict[str, Leaf], grad: dict[str, Tensor], gates: Gates, keep: Tensor | None
+) -> State:
+    """The state with one token's gradients {leaf: [B, H, o, i]} learned."""
+    dual, slots = {}, {}
+    for n, a in state.dual.items():
+        old = state.slots[n]
+        if rule.algorithm.resets:
+            begins = state.offset == 0
+            old = tuple(_where(begins if keep is None else begins & keep, torch.zeros_like(x), x) for x in old)
+        new, new_slots = rule.update(a, old, grad[n], rule.matrix_gates(leaves[n], gates))
+        dual[n] = _where(keep, new, a)
+        slots[n] = tuple(_where(keep, x, o) for x, o in zip(new_slots, old, strict=True))
+    return replace(state, dual=dual, slots=slots)
+
+
+def _gather(
+    rule: Rule, state: State, leaves: dict[str, Leaf], grad: dict[str, Tensor], gates: Gates, keep: Tensor | None
+) -> State:
+    """The state with one token's gradients gathered, and the chunk's step taken where the token is its last."""
+    last = state.offset == rule.chunk - 1 if keep is None else (state.offset == rule.chunk - 1) & keep
+    gathered, at_end = rule.gather(state.pending, grad, gates, leaves)
+    pending = {n: _where(keep, x, state.pending[n]) for n, x in gathered.items()}
+    dual, slots = {}, {}
+    for n, a in state.dual.items():
+        new, new_slots = rule.update(a, state.slots[n], pending[n], rule.matrix_gates(leaves[n], at_end))
+        dual[n] = _where(last, new, a)
+        slots[n] = tuple(_where(last, x, old) for x, old in zip(new_slots, state.slots[n], strict=True))
+    pending = {n: _where(last, torch.zeros_like(x), x) for n, x in pending.items()}
+    return replace(state, dual=dual, slots=slots, pending=pending)
 
 
 def _advance(rule: Rule, state: State, keep: Tensor | None) -> State:
     """Count the token; where it was the last of its chunk, gradients are taken at the new dual from now on."""
     offset = state.offset + (1 if keep is None else keep.to(state.offset))
     full = offset == rule.chunk
-    origin = (
-        dict(state.dual) if rule.chunk == 1 else {n: _where(full, a, state.origin[n]) for n, a in state.dual.items()}
-    )
+    # A chunk that steps only at its end has its origin for a dual until then.
+    whole = rule.chunk == 1 or rule.step_at == "chunk"
+    origin = dict(state.dual) if whole else {n: _where(full, a, state.origin[n]) for n, a in state.dual.items()}
     return replace(state, origin=origin, offset=torch.where(full, 0, offset), aligned=rule.chunk == 1)
 
 

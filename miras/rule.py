@@ -14,24 +14,25 @@ Sizes: B batch, T time, H heads, D head size, C tokens of a chunk; a matrix has 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from miras.algorithm import Algorithm
+from miras.algorithm import Algorithm, Implicit, LeastSquares, MiniBatch
 from miras.algorithm.base import Slots
-from miras.bias import Bias
+from miras.algorithm.least_squares import RIDGE
+from miras.bias import L2, Bias, Erase
 from miras.errors import UsageError
-from miras.gates import Gate
-from miras.memory import Memory
+from miras.gates import GAMMA, Gate
+from miras.memory import Linear, Memory
 from miras.mixer import Mixer
 from miras.registry import choices, from_config
-from miras.retention import EuclideanRetention, Retention, SlopedRetention
+from miras.retention import EuclideanRetention, Retention, SlopedRetention, TwoSided
 from miras.state import BatchState
-from miras.weights import Leaf, Outer, Weights, along
+from miras.weights import COLUMNS, ROWS, Leaf, Outer, Weights, along
 
 Gates = Mapping[str, Tensor]
 
@@ -48,6 +49,9 @@ class State(BatchState):
         home: learned initial dual, {leaf: [H, o, i]}; empty where the rule decays to zero.
         slow: the memory's slow parameters, {name: [H, n]}.
         aligned: every row is known to stand at the start of a chunk, without asking the device.
+        pending: with `step_at="chunk"`, what the running chunk has gathered: {leaf: sum of eta grad} and the sum of
+            "log_alpha"; else empty.
+        recent: with a window, what is left of the last window - 1 tokens, {name: [B, window - 1, H, n]}; else empty.
     """
 
     dual: dict[str, Tensor]
@@ -57,6 +61,8 @@ class State(BatchState):
     home: dict[str, Tensor]
     slow: dict[str, Tensor]
     aligned: bool = False
+    pending: dict[str, Tensor] = field(default_factory=dict)
+    recent: dict[str, Tensor] = field(default_factory=dict)
 
     shared: ClassVar[tuple[str, ...]] = ("home", "slow")
 
@@ -79,6 +85,11 @@ class Rule(Mixer):
             centre(A_t - O), the link itself only where chunks meet, so that no per-token weights are written out. None
             chooses "chunk" where the gate has a slope. With chunk 1 or an identity link there is no difference, and
             the field becomes "token".
+        window: tokens whose losses a token's gradient sums, itself and those before it, each weighted by its gate
+            gamma (Atlas, arXiv 2505.23735).
+        step_at: "token", the algorithm takes a step for every token, or "chunk", one for the sum of the chunk's eta_t
+            grad_t at its last token, which then also decays by all of its tokens (LaCT, arXiv 2505.23884).
+        read_at: "after", a token reads with the weights it has left behind, or "before", with those it has found.
 
     Raises:
         UsageError: a chunk below 1 or choices that do not go together, with the reason.
@@ -91,6 +102,9 @@ class Rule(Mixer):
     chunk: int = 1
     gradient_at: Literal["previous", "decayed"] = "previous"
     link_at: Literal["token", "chunk"] | None = None
+    window: int = 1
+    step_at: Literal["token", "chunk"] = "token"
+    read_at: Literal["after", "before"] = "after"
 
     def __post_init__(self) -> None:
         for name, axis in (("memory", Memory), ("bias", Bias), ("retention", Retention), ("algorithm", Algorithm)):
@@ -101,25 +115,66 @@ class Rule(Mixer):
                 raise UsageError(f"Rule: {name} must be one of miras.{name}, such as {_example(axis)}, got {part!r}.")
         if not isinstance(self.chunk, int) or self.chunk < 1:
             raise UsageError(f"Rule: chunk must be a whole number of tokens, at least 1, got {self.chunk!r}.")
-        if self.gradient_at not in ("previous", "decayed"):
-            raise UsageError(f"Rule: gradient_at must be 'previous' or 'decayed', got {self.gradient_at!r}.")
-        if self.gradient_at == "decayed" and not isinstance(self.retention, EuclideanRetention):
-            raise UsageError(
-                f"Rule: gradient_at='decayed' needs a retention whose link is the identity (NoRetention, L2); "
+        if not isinstance(self.window, int) or self.window < 1:
+            raise UsageError(f"Rule: window must be a whole number of tokens, at least 1, got {self.window!r}.")
+        for name, known in _WORDS.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"Rule: {name} must be {known[0]!r} or {known[1]!r}, got {getattr(self, name)!r}.")
+        for conflict in self._conflicts():
+            raise UsageError(f"Rule: {conflict}")
+        object.__setattr__(self, "link_at", self._link_at())
+
+    def _conflicts(self) -> Iterator[str]:
+        """Why the choices do not go together, and what to write."""
+        matrix, l2 = isinstance(self.memory, Linear), isinstance(self.bias, L2) and not self.bias.clip
+        euclidean = isinstance(self.retention, EuclideanRetention)
+        if self.gradient_at == "decayed" and not euclidean:
+            yield (
+                f"gradient_at='decayed' needs a retention whose link is the identity (NoRetention, L2); "
                 f"{self.retention} has another. Write gradient_at='previous'."
             )
-        object.__setattr__(self, "link_at", self._link_at())
-        for leaf in self.leaves(8, 8).values():
-            if self.retention.singular_at_zero and leaf.std == 0:
-                raise UsageError(
-                    f"Rule: {self.retention} is singular at a zero matrix, where {self.memory} starts. "
-                    f"Write {type(self.memory).__name__}(start='learned')."
+        if self.retention.singular_at_zero and any(leaf.std == 0 for leaf in self.leaves(8, 8).values()):
+            yield (
+                f"{self.retention} is singular at a zero matrix, where {self.memory} starts. "
+                f"Write {type(self.memory).__name__}(start='learned')."
+            )
+        if isinstance(self.bias, Erase) and not matrix:
+            yield f"Erase names keys of a matrix, and {self.memory} is none. Write memory=Linear()."
+        if isinstance(self.retention, TwoSided) and not matrix:
+            yield f"TwoSided decays keys and values of a matrix, and {self.memory} is none. Write memory=Linear()."
+        if isinstance(self.algorithm, Implicit) and not (matrix and l2 and euclidean and self.chunk == 1):
+            yield (
+                "Implicit is in closed form for Linear memory, L2 bias without clip, NoRetention or L2 and chunk 1 "
+                f"only, got {self.memory}, {self.bias}, {self.retention}, chunk {self.chunk}. Write GradientDescent()."
+            )
+        if isinstance(self.algorithm, LeastSquares):
+            from_zero = matrix and self.retention.to == "zero" and not any(x.std for x in self.leaves(8, 8).values())
+            if not (from_zero and l2 and euclidean and self.chunk == 1):
+                yield (
+                    "LeastSquares is in closed form for Linear memory that starts at and decays to zero, L2 bias "
+                    f"without clip, NoRetention or L2 and chunk 1 only, got {self.memory}, {self.bias}, "
+                    f"{self.retention}, chunk {self.chunk}. Write GradientDescent()."
+                )
+        if self.window > 1:
+            special = isinstance(self.bias, Erase) or isinstance(self.algorithm, LeastSquares)
+            if special or self.algorithm.steps > 1 or self.gradient_at == "decayed":
+                yield (
+                    f"a window goes with neither Erase, LeastSquares, several steps a token nor gradient_at='decayed', "
+                    f"got {self.bias}, {self.algorithm}, gradient_at={self.gradient_at!r}. Write window=1."
+                )
+        if self.step_at == "chunk":
+            own = isinstance(self.algorithm, LeastSquares | MiniBatch | Implicit)
+            if own or self.algorithm.steps > 1 or self.gradient_at == "decayed" or isinstance(self.retention, TwoSided):
+                yield (
+                    f"step_at='chunk' goes with neither {self.algorithm}, {self.retention} nor gradient_at='decayed'."
+                    if own or isinstance(self.retention, TwoSided)
+                    else "step_at='chunk' takes one step, at the memory before it: steps=1, gradient_at='previous'."
                 )
 
     def _link_at(self) -> Literal["token", "chunk"]:
         if self.link_at not in (None, "token", "chunk"):
             raise UsageError(f"Rule: link_at must be 'token' or 'chunk', got {self.link_at!r}.")
-        if self.chunk == 1 or isinstance(self.retention, EuclideanRetention):
+        if self.chunk == 1 or self.step_at == "chunk" or isinstance(self.retention, EuclideanRetention):
             return "token"
         sloped = isinstance(self.retention, SlopedRetention)
         if self.link_at == "chunk" and not sloped:
@@ -138,14 +193,18 @@ class Rule(Mixer):
         own = self.bias.eta_limit * self.retention.eta_limit
         limit = min(1.0, 16 / self.chunk) * own if self.chunk > 1 else 1.0
         gates = self.bias.gates + self.retention.gates + self.algorithm.gates
+        gates += (GAMMA,) if self.window > 1 else ()
         return tuple(replace(g, high=limit, init=g.init * limit) if g.name == "eta" else g for g in gates)
 
     def leaves(self, d_k: int, d_v: int) -> dict[str, Leaf]:
-        """The memory's matrices."""
-        return self.memory.leaves(d_k, d_v)
+        """The memory's matrices, and the algorithm's own that is updated like them."""
+        leaves = self.memory.leaves(d_k, d_v)
+        return {**leaves, "h": self.algorithm.leaf(d_k)} if isinstance(self.algorithm, LeastSquares) else leaves
 
     def channel_conflict(self, d_k: int, d_v: int) -> str | None:
         """Why alpha cannot be per channel, or None: it has to be constant along the axis a softmax normalises."""
+        if isinstance(self.algorithm, LeastSquares | Implicit):
+            return f"{self.algorithm} is in closed form for gates that are one number"
         for name, leaf in self.leaves(d_k, d_v).items():
             if self.retention.on_simplex and leaf.channel == leaf.simplex:
                 return (
@@ -163,9 +222,14 @@ class Rule(Mixer):
             weights[name] = torch.randn(heads, leaf.rows, leaf.cols, generator=generator) * std
         return weights
 
+    def slow(self, d_k: int, d_v: int) -> dict[str, tuple[int, float]]:
+        """Slow parameters, {name: (size, initial value)}: the memory's, and the ridge of exact least squares."""
+        own = {"ridge": (d_k, RIDGE)} if isinstance(self.algorithm, LeastSquares) else {}
+        return {**self.memory.slow(d_v), **own}
+
     def initial_slow(self, heads: int, d_k: int, d_v: int) -> dict[str, Tensor]:
-        """The memory's slow parameters at their initial values, {name: [H, n]}."""
-        return {n: torch.full((heads, size), value) for n, (size, value) in self.memory.slow(d_k, d_v).items()}
+        """The slow parameters at their initial values, {name: [H, n]}."""
+        return {n: torch.full((heads, size), value) for n, (size, value) in self.slow(d_k, d_v).items()}
 
     def init(self, weights: Mapping[str, Tensor], slow: Mapping[str, Tensor] | None = None, batch: int = 1) -> State:
         """A fresh state.
@@ -176,23 +240,23 @@ class Rule(Mixer):
             batch: rows B, where the weights do not say it.
         """
         start = {n: w if w.dim() == 4 else w.expand(batch, *w.shape) for n, w in weights.items()}
+        first = next(iter(start.values()))
+        rows, heads, d_v, cols = first.shape
+        if isinstance(self.algorithm, LeastSquares):
+            start.setdefault("h", first.new_zeros(rows, heads, cols, cols))
         if slow is None:
-            heads, w = next(iter(start.values())).shape[1], next(iter(start.values()))
-            d_v, d_k = self._sizes(start)
-            slow = {n: x.to(w) for n, x in self.initial_slow(heads, d_k, d_v).items()}
+            # Only a matrix memory has slow parameters of the keys' size, and its first matrix reads keys.
+            slow = {n: x.to(first) for n, x in self.initial_slow(heads, cols, d_v).items()}
         home: dict[str, Tensor] = {}
         if self.retention.to == "initial":
             home, start = dict(weights), {n: torch.zeros_like(w) for n, w in start.items()}
         slots = {n: tuple(torch.zeros_like(w) for _ in range(self.algorithm.slots)) for n, w in start.items()}
-        rows = next(iter(start.values()))
-        offset = torch.zeros(rows.shape[0], dtype=torch.int64, device=rows.device)
-        return State(start, slots, dict(start), offset, home, dict(slow), aligned=True)
-
-    @staticmethod
-    def _sizes(weights: Mapping[str, Tensor]) -> tuple[int, int]:
-        """(d_v, d_k): the first matrix writes values, the last reads keys."""
-        parts = list(weights.values())
-        return parts[0].shape[-2], parts[-1].shape[-1]
+        pending: dict[str, Tensor] = {}
+        if self.step_at == "chunk":
+            pending = {n: torch.zeros_like(w) for n, w in start.items()}
+            pending["log_alpha"] = first.new_zeros(rows, heads, 1)
+        offset = torch.zeros(rows, dtype=torch.int64, device=first.device)
+        return State(start, slots, dict(start), offset, home, dict(slow), aligned=True, pending=pending)
 
     # -- the update, one leaf at a time ------------------------------------------------------------------------------
 
@@ -205,9 +269,13 @@ class Rule(Mixer):
         for gate in self.retention.gates + self.algorithm.gates:
             value = gates[gate.name]
             seen[gate.name] = value.mean(-1, keepdim=True) if leaf.channel is None else value
-        if "log_alpha" in seen:
-            seen["alpha"] = seen["log_alpha"].exp()
+        for name in [n for n in seen if n.startswith("log_")]:
+            seen[name.removeprefix("log_")] = seen[name].exp()
         return seen
+
+    def matrix_gates(self, leaf: Leaf, gates: Gates) -> dict[str, Tensor]:
+        """One token's gates [..., 1, n] as one matrix sees them, broadcastable against it."""
+        return orient(self.leaf_gates(leaf, gates), leaf)
 
     def rate(self, leaf: Leaf) -> float:
         """What `Algorithm.rate` scales the learning rate of one matrix by."""
@@ -216,17 +284,69 @@ class Rule(Mixer):
     def gradient(
         self, weights: Weights, slow: Mapping[str, Tensor], k: Tensor, v: Tensor, gates: Gates
     ) -> dict[str, Outer]:
-        """d L(M(W, k_t), v_t) / d W of every token as outer products; `weights` may be operators."""
+        """d L(M(W, k_t), v_t) / d W of every token as outer products; `weights` may be operators.
+
+        With a window, k, v, gamma and the bias' gates carry its tokens side by side along the last axis.
+        """
+        if self.window > 1:
+            names = [g.name for g in self.bias.gates] + [GAMMA.name]
+            k, v, *own = (
+                x.unflatten(-1, (self.window, -1)).flatten(-3, -2) for x in (k, v, *(gates[n] for n in names))
+            )
+            gates = dict(zip(names, own, strict=True))
         y, pullback = self.memory.vjp(weights, k, slow)
-        return pullback(self.bias.clipped(y, v, gates))
+        surprise = self.bias.clipped(y, v, gates)
+        if self.window > 1:
+            grad = pullback(surprise * gates[GAMMA.name])
+            return {n: g._replace(terms=self.window) for n, g in grad.items()}
+        grad = pullback(surprise)
+        if isinstance(self.bias, Erase):
+            stored, _ = self.memory.vjp(weights, gates["erase"], slow)
+            _, remove = self.memory.vjp(weights, gates["along"] if self.bias.along == "own" else k, slow)
+            grad = {n: g.beside(grad[n]) for n, g in remove(stored).items()}
+        return grad
+
+    def surprise(
+        self,
+        weights: Weights,
+        slow: Mapping[str, Tensor],
+        k: Tensor,
+        v: Tensor,
+        gates: Gates,
+        leaves: Mapping[str, Leaf],
+    ) -> dict[str, Outer]:
+        """The gradients as the algorithm sees them."""
+        if isinstance(self.algorithm, LeastSquares):
+            return self.algorithm.statistics(k, v)
+        grad = self.gradient(weights, slow, k, v, gates)
+        for n, leaf in leaves.items():
+            if isinstance(self.algorithm, Implicit):
+                grad[n] = self.algorithm.shrink(grad[n], self.leaf_gates(leaf, gates))
+            if (rate := self.rate(leaf)) != 1:
+                grad[n] = grad[n]._replace(left=rate * grad[n].left)
+        return grad
 
     def update(self, dual: Tensor, slots: Slots, grad: Tensor, gates: Gates) -> tuple[Tensor, Slots]:
         """One token's step of one matrix, in dual coordinates.
 
-        `grad` is that of the loss times `rate`, `gates` come from `leaf_gates`, broadcastable against the matrix.
+        `grad` comes from `surprise`, `gates` from `leaf_gates`, broadcastable against the matrix.
         """
         step, slots = self.algorithm.step(grad, slots, gates)
         return self.retention.retain(dual, step, gates), slots
+
+    def gather(
+        self, pending: Mapping[str, Tensor], grad: Mapping[str, Tensor], gates: Gates, leaves: Mapping[str, Leaf]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """With `step_at="chunk"`: what is gathered once a token's gradients [..., o, i] are in it, and the gates
+        [..., 1, n] that the chunk's step would see if the token were its last: the decay of all tokens so far, and
+        eta 1, since each gradient has had its own.
+        """
+        gathered = {n: pending[n] + self.matrix_gates(leaf, gates)["eta"] * grad[n] for n, leaf in leaves.items()}
+        gathered["log_alpha"] = pending["log_alpha"] + gates.get("log_alpha", torch.zeros_like(gates["eta"])).squeeze(
+            -2
+        )
+        at_end = {**gates, "eta": torch.ones_like(gates["eta"]), "log_alpha": gathered["log_alpha"].unsqueeze(-2)}
+        return gathered, at_end
 
     def decay(self, origin: Tensor, gates: Gates) -> Tensor:
         """The origin retained with no step, where gradients are taken at the decayed memory."""
@@ -253,6 +373,12 @@ class Rule(Mixer):
             weights[n] = base + slope * self.retention.centre(state.dual[n] - state.origin[n], leaves[n])
         return weights
 
+    def read(self, weights: Weights, q: Tensor, slow: Mapping[str, Tensor]) -> Tensor:
+        """M(W_t, q_t): q [..., C, d_k] -> [..., C, d_v]."""
+        if isinstance(self.algorithm, LeastSquares):
+            q = self.algorithm.query(weights["h"], q, slow["ridge"])
+        return self.memory.read(weights, q, slow)
+
     # -- description -------------------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, str]:
@@ -263,22 +389,34 @@ class Rule(Mixer):
     def formula_of_update(self) -> str:
         """The update in one line of plain characters."""
         identity = isinstance(self.retention, EuclideanRetention)
-        a = "W" if identity else "A"
-        keep = "alpha_t " if self.retention.gates else ""
-        past = (
-            f"{a}_0 + {keep}({a}_{{t-1}} - {a}_0)" if self.retention.to == "initial" and keep else f"{keep}{a}_{{t-1}}"
-        )
+        a, keep = "W" if identity else "A", "alpha_t " if self.retention.gates else ""
+        if isinstance(self.algorithm, LeastSquares):
+            return ", ".join(self.algorithm.law).replace("{keep}", keep)
         at = "alpha_t W_{t-1}" if self.gradient_at == "decayed" else "W_{t-1}" if self.chunk == 1 else "W_chunk"
-        surprise = f"eta_t grad L({at}; k_t, v_t)"
-        line = f"{a}_t = {past} - " + ("S_t" if self.algorithm.slots else surprise)
-        if self.algorithm.slots:
-            line += f", S_t = theta_t S_{{t-1}} + {surprise}"
-        return line if identity else line + ", W_t = link(A_t)"
+        grad = f"grad L({at}; k_t, v_t)"
+        if self.window > 1:
+            grad = f"sum_{{s = t-{self.window - 1}..t}} gamma_s grad L({at}; k_s, v_s)"
+        if self.step_at == "chunk":
+            grad = f"sum_{{t in chunk}} eta_t {grad}"
+        step, *rest = (part.replace("{grad}", grad) for part in self.algorithm.law)
+        if self.step_at == "chunk":
+            step = step.removeprefix("eta_t ")
+        if self.algorithm.steps > 1:
+            rest.append(f"{self.algorithm.steps} such steps a token")
+        if self.retention.law:
+            return ", ".join([self.retention.law.replace("{step}", step), *rest])
+        home = self.retention.to == "initial" and keep
+        past = f"{a}_0 + {keep}({a}_{{t-1}} - {a}_0)" if home else f"{keep}{a}_{{t-1}}"
+        return ", ".join([f"{a}_t = {past} - {step}", *rest, *([] if identity else ["W_t = link(A_t)"])])
 
     def state_bytes(self, heads: int, d_k: int, d_v: int, tokens: int) -> int:
         del tokens  # the point of a fixed-size memory
-        copies = 1 + self.algorithm.slots + (0 if self.chunk == 1 else 1)
-        return 4 * heads * copies * sum(leaf.rows * leaf.cols for leaf in self.leaves(d_k, d_v).values())
+        copies = 1 + self.algorithm.slots + (self.chunk > 1) + (self.chunk > 1 and self.step_at == "chunk")
+        entries = copies * sum(leaf.rows * leaf.cols for leaf in self.leaves(d_k, d_v).values())
+        return 4 * heads * (entries + (self.window - 1) * (d_k + d_v + 1))
+
+
+_WORDS = {"gradient_at": ("previous", "decayed"), "step_at": ("token", "chunk"), "read_at": ("after", "before")}
 
 
 def token(gates: Gates, t: int | slice) -> dict[str, Tensor]:
@@ -289,7 +427,8 @@ def token(gates: Gates, t: int | slice) -> dict[str, Tensor]:
 
 def orient(gates: Gates, leaf: Leaf) -> dict[str, Tensor]:
     """One token's gates [..., 1, n] made broadcastable against that token's matrix [..., o, i]."""
-    return {n: along(g.squeeze(-2), leaf.channel) for n, g in gates.items()}
+    other = ROWS if leaf.channel == COLUMNS else COLUMNS
+    return {n: along(g.squeeze(-2), other if n.endswith("beta") else leaf.channel) for n, g in gates.items()}
 
 
 def _example(axis: type) -> str:

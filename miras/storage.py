@@ -66,4 +66,5 @@ def load_state(path: str | Path, rule: Rule, device: str = "cpu") -> State:
     dual, slots = part("dual"), part("slots")
     by_leaf = {n: tuple(slots[f"{n}.{i}"] for i in range(rule.algorithm.slots)) for n in dual}
     aligned = json.loads(about["aligned"])
-    return State(dual, by_leaf, part("origin"), found["offset"], part("home"), part("slow"), aligned)
+    rest = {"pending": part("pending"), "recent": part("recent")}
+    return State(dual, by_leaf, part("origin"), found["offset"], part("home"), part("slow"), aligned, **rest)

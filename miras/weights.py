@@ -98,15 +98,42 @@ def tmv(weight: Weight, u: Tensor) -> Tensor:
     return weight.tmv(u)
 
 
+def densified(weight: Weight) -> Tensor:
+    """A weight in any form as matrices, [..., C, o, i], or [..., 1, o, i] where it is one for all tokens."""
+    if isinstance(weight, Tensor):
+        return weight.unsqueeze(-3)
+    if isinstance(weight, PerToken):
+        return weight.matrix
+    assert isinstance(weight, Scaled | Unrolled)
+    return weight.dense()
+
+
 class Outer(NamedTuple):
-    """Per-token gradient of one matrix, left_t (x) right_t: left [..., C, o], right [..., C, i]."""
+    """Per-token gradient of one matrix, sum_r left_{t,r} (x) right_{t,r}.
+
+    left [..., C R, o], right [..., C R, i], the R = `terms` of a token side by side.
+    """
 
     left: Tensor
     right: Tensor
+    terms: int = 1
 
     def dense(self) -> Tensor:
         """[..., C, o, i]."""
-        return self.left.unsqueeze(-1) * self.right.unsqueeze(-2)
+        each = self.left.unsqueeze(-1) * self.right.unsqueeze(-2)
+        return each if self.terms == 1 else each.unflatten(-3, (-1, self.terms)).sum(-3)
+
+    def spread(self, coef: Tensor) -> Tensor:
+        """Coefficients of tokens, [..., C, w], as those of all their terms."""
+        return coef if self.terms == 1 else coef.repeat_interleave(self.terms, -2)
+
+    def beside(self, other: Outer) -> Outer:
+        """The sum with another gradient of the same matrix."""
+        left, right = (
+            torch.cat([a.unflatten(-2, (-1, self.terms)), b.unflatten(-2, (-1, other.terms))], -2).flatten(-3, -2)
+            for a, b in ((self.left, other.left), (self.right, other.right))
+        )
+        return Outer(left, right, self.terms + other.terms)
 
 
 class PerToken(NamedTuple):
@@ -181,7 +208,7 @@ class Scaled(NamedTuple):
 class Unrolled(NamedTuple):
     """W_t = (bases)_t + sum_s coef[t, s] (.) left_s (x) right_s, never materialised: a C x C product instead.
 
-    coef [..., C, C, 1 | channels], zero above the diagonal.
+    coef [..., C, C R, 1 | channels] for R terms a token, zero above the diagonal.
     """
 
     bases: Scaled
@@ -190,7 +217,7 @@ class Unrolled(NamedTuple):
 
     def mv(self, x: Tensor) -> Tensor:
         """See `Operator`."""
-        left, right = self.grad
+        left, right, _ = self.grad
         y = self.bases.mv(x)
         if self.coef.shape[-1] == 1:
             return matmul_add(y, self.coef[..., 0] * matmul(x, right.mT), left)
@@ -200,7 +227,7 @@ class Unrolled(NamedTuple):
 
     def dense(self) -> Tensor:
         """[..., C, o, i], the C steps of which weigh as much as the state each."""
-        outer = self.grad.dense()
+        outer = self.grad._replace(terms=1).dense()
         if self.coef.shape[-1] == 1:
             return self.bases.dense() + torch.einsum("...ts,...soi->...toi", self.coef[..., 0], outer)
         pattern = "...tso,...soi->...toi" if self.bases.axis == ROWS else "...tsi,...soi->...toi"

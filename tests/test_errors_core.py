@@ -25,10 +25,37 @@ AXES = {
     "unknown link": (lambda: retention.Lq(link="letter"), ["'paper'", "'mirror'", "'letter'"]),
     "unknown target of decay": (lambda: retention.L2(to="home"), ["L2", "'zero'", "'initial'", "'home'"]),
     "unknown target of KL": (lambda: KL.__class__(to="home"), ["KL", "'home'"]),
+    "unknown potential": (
+        lambda: retention.Bregman(potential="log"),
+        ["Bregman", "logistic", "hypentropy", "entropy", "'log'"],
+    ),
+    "unknown divergence": (lambda: retention.FDivergence(f="tv"), ["FDivergence", "chi2", "hellinger", "'tv'"]),
+    "unknown local divergence": (lambda: retention.LocalFDivergence(f="tv"), ["LocalFDivergence", "chi2", "'tv'"]),
+    "a local divergence with a target": (
+        lambda: retention.LocalFDivergence(to="initial"),
+        ["LocalFDivergence", "'zero'", "'initial'", "FDivergence(to='initial')"],
+    ),
+    "a local elastic net with a target": (
+        lambda: retention.LocalElasticNet(to="initial"),
+        ["LocalElasticNet", "'zero'", "'initial'", "ElasticNet(to='initial')"],
+    ),
+    "negative threshold": (lambda: retention.ElasticNet(gamma=-0.1), ["ElasticNet", "at least 0", "-0.1"]),
+    "no threshold": (lambda: retention.LocalElasticNet(gamma=float("nan")), ["LocalElasticNet", "at least 0", "nan"]),
     "p too small": (lambda: bias.Lp(p=0.5), ["Lp", "at least 1", "0.5"]),
     "sharpness": (lambda: bias.L1(form="paper", sharpness=0.0), ["sharpness", "positive", "0.0"]),
     "form of lp": (lambda: bias.Lp(form="tanh"), ["'smooth'", "'paper'", "'tanh'"]),
     "form of huber": (lambda: bias.Huber(form="smooth"), ["'coordinate'", "'norm'", "'mixture'", "'smooth'"]),
+    "loss that is no function": (lambda: bias.Custom(0.5), ["Custom", "fn", "0.5"]),
+    "loss in no module": (lambda: bias.Custom("nowhere:loss"), ["'nowhere:loss'", "'package.module:function'"]),
+    "loss that its module has not": (lambda: bias.Custom("miras.bias:nothing"), ["'miras.bias:nothing'", "nothing"]),
+    "loss without a name": (lambda: bias.Custom("miras.bias"), ["'miras.bias'", "'package.module:function'"]),
+    "loss that is a number": (lambda: bias.Custom("math:pi"), ["'math:pi'", "float", "function"]),
+    "lambda in a configuration": (
+        lambda: registry.to_config(bias.Custom(lambda y, v: (y - v).sum())),
+        ["<lambda>", "cannot be saved", "top level of a module"],
+    ),
+    "degree": (lambda: memory.Polynomial(degree=4), ["Polynomial", "1, 2 or 3", "4"]),
+    "expansion": (lambda: memory.SwiGLU(expansion=0), ["SwiGLU", "expansion", "at least 1", "0"]),
     "layers": (lambda: memory.MLP(layers=0), ["layers", "at least 1", "0"]),
     "activation": (lambda: memory.MLP(activation="relu"), ["activation", "gelu", "silu", "'relu'"]),
     "rate": (lambda: algorithm.Momentum(rate="auto"), ["Momentum", "rate", "'none'", "'input'", "'auto'"]),
@@ -48,6 +75,10 @@ RULES = {
     "a link singular where the memory starts": (
         lambda: rule(mem=LINEAR, gate=retention.Lq()),
         ["Lq()", "Linear()", "Linear(start='learned')"],
+    ),
+    "rows without a direction": (
+        lambda: rule(mem=LINEAR, gate=retention.Sphere()),
+        ["Sphere()", "singular", "Linear(start='learned')"],
     ),
     "axes in the wrong places": (lambda: rule(loss=L2), ["bias", "miras.bias", "Huber()", "L2(to='zero')"]),
     "a class instead of an object": (lambda: rule(mem=memory.MLP), ["memory", "Linear()", "MLP"]),
@@ -170,7 +201,7 @@ CALLS = {
         dict(state=lambda _: call(miras.Attention(), draw_tokens(miras.Attention()))[1]),
         ["CacheState"],
     ),
-    "an unknown engine": (dict(engine="tokens"), ["'tokens'", "exact, chunk, recurrence, auto"]),
+    "an unknown engine": (dict(engine="tokens"), ["'tokens'", "exact, block, chunk, recurrence, auto"]),
     "an engine that cannot": (dict(engine="exact"), ["'exact'", "chunk 4", "engine='auto'"]),
     "a mask with holes": (dict(mask=torch.tensor([[1, 0] + [1] * 11] * 2)), ["holes"]),
     "a pack that does not add up": (dict(cu_seqlens=torch.tensor([0, 5, 12])), ["batch of 2"]),
@@ -204,7 +235,7 @@ def test_a_step_that_overshoots_is_warned_of():
 
 
 def test_per_channel_gates_fall_back_from_the_exact_engine_only_when_it_was_not_asked_for():
-    rule = variants.gated_deltanet()
+    rule = miras.Rule(memory.Linear(gated="values"), bias.L2(), retention.L2(), algorithm.GradientDescent())
     y, _ = run(rule, channels=True)
     assert torch.allclose(y, run(rule, channels=True, engine="recurrence")[0], rtol=0, atol=1e-12)
     refused(lambda: run(rule, channels=True, engine="exact"), ["'exact'", "gates per head", "engine='auto'"])

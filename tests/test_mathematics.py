@@ -1,14 +1,18 @@
 """Identities between rules, and the paper's equations written out by hand."""
 
+import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import assert_same, call, draw_memory, draw_tokens
+from cases import assert_same, assert_same_states, call, draw_memory, draw_tokens
 
 from miras import algorithm, bias, memory, retention, variants
+from miras.mixer import mixer_from_config
+from miras.retention.base import mass
 from miras.rule import Rule
 from miras.weights import COLUMNS, ROWS, Leaf
 
@@ -88,6 +92,64 @@ def test_lp_with_p_2_is_twice_l2():
     assert_same(call(replace(rule, bias=bias.Lp(p=2.0)), half, state)[0], call(rule, tokens, state)[0], 1e-12)
 
 
+def test_the_robust_loss_is_that_of_the_worst_value_within_the_shift():
+    """Far from r = 0, where the norm is smoothed."""
+    y, v = 100 * torch.randn(2, 1, 1, 50, 4).double()
+    shift = torch.rand(1, 1, 50, 1).double()
+    loss = bias.Robust().loss(y, v, {"shift": shift})
+    dv = shift * F.normalize(torch.randn(1000, *v.shape).double(), dim=-1)
+    assert (bias.L2().loss(y, v + dv, {}) < loss).all()
+    worst = -shift * F.normalize(y - v, dim=-1)
+    torch.testing.assert_close(bias.L2().loss(y, v + worst, {}), loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(y - v - worst, bias.Robust().grad(y, v, {"shift": shift}), rtol=1e-4, atol=1e-4)
+
+
+def test_the_robust_loss_without_shift_is_l2():
+    rule = replace(YAAD, bias=bias.L2())
+    equal([rule, replace(rule, bias=bias.Robust())], lambda g: g | {"shift": torch.zeros_like(g["eta"])})
+
+
+def half_square(y, v):
+    return 0.5 * (y - v).square().sum()
+
+
+@pytest.mark.parametrize("mem", [DEEP, MATRIX], ids=str)
+@pytest.mark.parametrize("engine", ["auto", "recurrence"])
+def test_half_the_square_as_a_loss_of_ones_own_is_l2_forwards_and_backwards(engine, mem):
+    rules = [replace(YAAD, memory=mem, bias=b) for b in (bias.L2(), bias.Custom(half_square))]
+    tokens = draw_tokens(rules[0]).map(torch.Tensor.requires_grad_)
+    weights, slow = ({n: w.requires_grad_() for n, w in part.items()} for part in draw_memory(rules[0]))
+    wrt = {**tokens.named(), **weights, **slow}
+    (y, after, grads), (y_own, after_own, grads_own) = (
+        (
+            *(out := call(rule, tokens, rule.init(weights, slow, 2), engine=engine)),
+            torch.autograd.grad(out[0].square().sum(), list(wrt.values())),
+        )
+        for rule in rules
+    )
+    assert_same(y_own, y, 1e-13)
+    assert_same_states(after_own, after, 1e-13)
+    for name, a, b in zip(wrt, grads_own, grads, strict=True):
+        assert_same(a, b, 1e-12, name)
+
+
+def test_a_loss_of_ones_own_is_known_by_its_name():
+    rule = replace(YAAD, bias=bias.Custom(half_square))
+    config = json.loads(json.dumps(rule.to_config()))
+    assert config["bias"] == {"name": "Custom", "fn": f"{__name__}:half_square", "clip": False}
+    again = mixer_from_config(config)
+    assert again == rule and again.bias.fn is half_square and again.fingerprint == rule.fingerprint
+    assert str(rule.bias) == "Custom(fn=half_square)" and str(bias.Custom()) == "Custom()"
+    assert rule.fingerprint != replace(YAAD, bias=bias.Custom()).fingerprint
+
+
+def test_a_lambda_is_a_loss_for_as_long_as_nothing_is_saved():
+    rule = replace(YAAD, bias=bias.Custom(lambda y, v: 0.5 * (y - v).square().sum()))
+    equal([replace(rule, bias=bias.L2()), rule])
+    with torch.inference_mode():
+        equal([replace(rule, bias=bias.L2()), rule])
+
+
 def test_lp_with_p_1_is_l1():
     v, y = torch.randn(2, 1, 1, 50, 4).double()
     assert_same(bias.Lp(p=1.0).grad(y, v, {}), bias.L1().grad(y, v, {}), 1e-14)
@@ -148,6 +210,81 @@ def test_the_residual_of_a_one_layer_mlp_shifts_the_value_by_the_key():
     assert_same(call(residual, shifted, state)[0], call(bare, tokens, state)[0] + tokens.q, 1e-12)
 
 
+def test_swiglu_is_its_formula():
+    x, w = torch.randn(2, 3, 7, 4).double(), {n: torch.randn(3, 8, 4).double() for n in ("w2", "w3")}
+    w["w1"] = torch.randn(3, 4, 8).double()
+    inner = F.silu(torch.einsum("hoi,bhti->bhto", w["w3"], x)) * torch.einsum("hoi,bhti->bhto", w["w2"], x)
+    y = torch.einsum("hoi,bhti->bhto", w["w1"], inner)
+    assert_same(memory.SwiGLU(residual=False, norm=False).read(w, x, {}), y, 1e-13)
+    slow = {"norm_scale": torch.ones(3, 4).double(), "norm_shift": torch.zeros(3, 4).double()}
+    assert_same(memory.SwiGLU().read(w, x, slow), x + F.layer_norm(y, (4,)), 1e-13)
+
+
+def test_an_mlp_with_biases_is_its_formula():
+    mem = memory.MLP(expansion=2, activation="gelu_tanh", residual=False, norm=False, bias=True)
+    assert {n: leaf[:4] for n, leaf in mem.leaves(5, 4).items()} == {
+        "w1": (4, 9, ROWS, COLUMNS),
+        "w2": (8, 6, None, ROWS),
+    }
+    x, w1, w2 = torch.randn(1, 1, 7, 5).double(), torch.randn(1, 4, 9).double(), torch.randn(1, 8, 6).double()
+    hidden = F.gelu(F.linear(x, w2[0, :, :5], w2[0, :, 5]), approximate="tanh")
+    assert_same(mem.read({"w1": w1, "w2": w2}, x, {}), F.linear(hidden, w1[0, :, :8], w1[0, :, 8]), 1e-13)
+
+
+def test_a_matrix_with_a_bias_learns_by_hand():
+    """W_t = W_{t-1} - eta_t r_t k_t^T, b_t = b_{t-1} - eta_t r_t: the inner loop of TTT-Linear without its norm."""
+    rule = Rule(
+        memory.MLP(1, residual=False, norm=False, bias=True),
+        bias.L2(),
+        retention.NoRetention(),
+        algorithm.GradientDescent(),
+    )
+    tokens = draw_tokens(rule)
+    weights, _ = draw_memory(rule)
+    y, _ = call(rule, tokens, rule.init(weights, batch=2))
+    w, b = (x.expand(2, -1, -1, -1) for x in weights["w1"].split([4, 1], -1))
+    for t in range(13):
+        q, k, v = (x[:, t, :, :, None] for x in tokens[:3])
+        step = tokens.gates["eta"][:, t, :, :, None] * (w @ k + b - v)
+        w, b = w - step @ k.mT, b - step
+        assert_same(y[:, t], (w @ q + b)[..., 0], 1e-12)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 3])
+def test_products_of_polynomial_features_are_the_taylor_polynomial_of_the_exponential(degree):
+    mem, (x, y) = memory.Polynomial(degree), torch.randn(2, 50, 5).double()
+    terms = range(1, degree + 1)
+    dot = (x * y).sum(-1)
+    kernel = sum(dot**n / math.factorial(n) for n in terms) / sum(1 / math.factorial(n) for n in terms)
+    phi = mem.features(x)
+    assert_same((phi * mem.features(y)).sum(-1), kernel, 1e-13)
+    assert phi.shape[-1] == mem.leaves(5, 4)["w"].cols
+    assert_same(mem.features(F.normalize(x, dim=-1)).norm(dim=-1), torch.ones(50).double(), 1e-13)
+
+
+def test_a_polynomial_memory_with_the_dot_product_is_attention_with_that_kernel():
+    rule = Rule(memory.Polynomial(2), bias.Dot(), retention.NoRetention(), algorithm.GradientDescent())
+    tokens = draw_tokens(rule)
+    dot = torch.einsum("bthd,bshd->bhts", tokens.q, tokens.k)
+    scores = ((dot + dot.square() / 2) / 1.5).tril()
+    assert_same(call(rule, tokens)[0], torch.einsum("bhts,bshd->bthd", scores, tokens.gates["eta"] * tokens.v), 1e-12)
+
+
+def test_a_polynomial_memory_of_degree_1_is_the_matrix_memory():
+    equal(
+        [replace(YAAD, memory=m("learned")) for m in (partial(memory.Linear, "values"), partial(memory.Polynomial, 1))]
+    )
+
+
+def test_features_made_in_inference_mode_first_can_be_trained_with_later():
+    mem = memory.Polynomial(3)
+    with torch.inference_mode():
+        mem.features(torch.randn(7))
+    x = torch.randn(7, requires_grad=True)
+    mem.features(x).sum().backward()
+    assert x.grad is not None
+
+
 # -- chunks -----------------------------------------------------------------------------------------------------------
 
 
@@ -186,9 +323,9 @@ def test_kl_keeps_positive_weights_of_constant_mass(to, link_at):
     for start in range(0, 23, 4):
         _, state = call(rule, tokens.part(start, start + 4), state)
         for name, w in rule.link(state.dual, state.home, leaves).items():
-            mass = w.sum(leaves[name].simplex)
+            total = w.sum(leaves[name].simplex)
             assert (w > 0).all()
-            assert_same(mass, torch.full_like(mass, rule.retention.mass(leaves[name])), 1e-13, name)
+            assert_same(total, torch.full_like(total, mass(leaves[name])), 1e-13, name)
 
 
 @pytest.mark.parametrize("leaf", SLICES, ids=["rows", "columns"])
@@ -196,8 +333,8 @@ def test_kl_keeps_positive_weights_of_constant_mass(to, link_at):
 def test_slope_of_kl_at_a_constant_dual_is_mass_over_size(leaf, constant):
     gate = retention.KL()
     slope = gate.linearise(torch.full((6, 5), constant).double(), leaf)[1]
-    assert_same(slope, torch.full_like(slope, gate.mass(leaf) / leaf.simplex_size), 1e-13)
-    assert gate.slope0(leaf) == gate.mass(leaf) / leaf.simplex_size
+    assert_same(slope, torch.full_like(slope, mass(leaf) / leaf.simplex_size), 1e-13)
+    assert gate.slope0(leaf) == mass(leaf) / leaf.simplex_size
 
 
 @pytest.mark.parametrize("leaf", SLICES, ids=["rows", "columns"])
@@ -238,6 +375,183 @@ def test_the_mirror_link_is_the_mirror_map_of_half_the_squared_norm():
     torch.testing.assert_close(got, ratio * expected, rtol=1e-4, atol=1e-4)
 
 
+def test_kl_as_an_f_divergence_is_kl():
+    for leaf in SLICES:
+        dual = 3 * torch.randn(6, 5).double()
+        pair = [gate.linearise(dual, leaf) for gate in (retention.FDivergence(f="kl"), retention.KL())]
+        for got, expected in zip(*pair, strict=True):
+            assert_same(got, expected, 1e-12)
+    for to in ("zero", "initial"):
+        pair = [replace(YAAD, retention=r) for r in (retention.FDivergence(f="kl", to=to), retention.KL(to=to))]
+        equal(pair)
+
+
+def test_the_local_f_divergence_of_kl_is_kl_without_decay_where_the_matrix_is_one_slice():
+    rule = replace(YAAD, memory=memory.Vector(start="learned"), link_at="token")
+    equal(
+        [replace(rule, retention=r) for r in (retention.LocalFDivergence(f="kl"), retention.KL())], given(log_alpha=0.0)
+    )
+
+
+F_OF = {
+    "kl": lambda t: t * t.log() - t + 1,
+    "chi2": lambda t: (t - 1).square(),
+    "reverse_kl": lambda t: t - 1 - t.log(),
+    "hellinger": lambda t: (t.sqrt() - 1).square(),
+}
+every_f = pytest.mark.parametrize("f", F_OF)
+
+
+def derivative(f, t):
+    t = t.detach().requires_grad_()
+    return torch.autograd.grad(f(t).sum(), t)[0]
+
+
+def assert_minimal(slope, weights, axis):
+    """Where weights >= 0 with a given sum minimise: the slope of the objective is one number on those that are not
+    zero, and no less than it on those that are."""
+    alive = weights > 0
+    level = slope.masked_fill(~alive, 0).sum(axis, keepdim=True) / alive.sum(axis, keepdim=True)
+    assert_same(torch.where(alive, slope, level), level.expand_as(slope), 1e-9)
+    assert (slope >= level - 1e-9).all()
+
+
+@every_f
+@pytest.mark.parametrize("leaf", SLICES, ids=["rows", "columns"])
+def test_an_f_divergence_is_minimised_on_the_simplex(f, leaf):
+    gate, uniform = retention.FDivergence(f=f), mass(leaf) / leaf.simplex_size
+    for scale in (0.1, 3.0, 100.0):
+        dual = scale * torch.randn(7, 6, 5).double()
+        w = gate.primal(dual, leaf)
+        total = w.sum(leaf.simplex)
+        assert (w >= 0).all() and (f != "chi2" or scale < 1 or (w == 0).any())
+        assert_same(total, torch.full_like(total, mass(leaf)), 1e-12)
+        if f == "chi2" or scale < 100:  # others have slopes of 1e43 where entries are 1e-43
+            assert_minimal(derivative(F_OF[f], w / uniform) - dual, w, leaf.simplex)
+
+
+@every_f
+def test_the_local_f_divergence_is_minimised_on_the_simplex(f):
+    gate, leaf = retention.LocalFDivergence(f=f), SLICES[0]
+    dual, step = torch.randn(2, 7, 6, 5).double()
+    before, after = (gate.primal(a, leaf).flatten(-2) for a in (dual, gate.retain(dual, 0.5 * step, {})))
+    assert_same(after.sum(-1), torch.full((7,), 5 * mass(leaf)).double(), 1e-12)
+    assert_minimal(derivative(F_OF[f], after / before) + 0.5 * step.flatten(-2), after, -1)
+
+
+def test_what_chi2_sets_to_zero_keeps_a_logarithm():
+    gate = retention.LocalFDivergence(f="chi2")
+    dual = torch.zeros(6, 5).double().requires_grad_()
+    step = torch.full_like(dual, 10.0).index_fill(0, torch.tensor([0]), 0.0)
+    after = gate.retain(gate.retain(dual, step, {}), step, {})
+    assert (gate.primal(after, SLICES[0])[1:] < 1e-5).all()
+    assert torch.autograd.grad(after.sum(), dual)[0].isfinite().all()
+
+
+@every_f
+@pytest.mark.parametrize("leaf", SLICES, ids=["rows", "columns"])
+def test_the_normaliser_of_an_f_divergence_has_the_derivative_of_the_implicit_function(f, leaf):
+    dual, step = (torch.randn(6, 5).double().requires_grad_() for _ in range(2))
+    link, local = retention.FDivergence(f=f), retention.LocalFDivergence(f=f)
+    assert torch.autograd.gradcheck(lambda a: link.linearise(a, leaf), dual)
+    assert torch.autograd.gradcheck(lambda a, s: local.retain(a, 0.3 * s, {}), (dual, step))
+
+
+POTENTIALS = {
+    "logistic": lambda w: torch.logit(w / 4),
+    "hypentropy": lambda w: 2 * torch.asinh(w / 2),
+    "entropy": torch.log,
+}
+
+
+@pytest.mark.parametrize("potential", POTENTIALS)
+def test_the_link_of_bregman_inverts_the_derivative_of_its_potential(potential):
+    gate, constant = retention.Bregman(potential), torch.full((6, 5), 0.0).double().requires_grad_()
+    for leaf in SLICES:
+        dual = leaf.std * torch.randn(6, 5).double()
+        w, slope = gate.linearise(dual, leaf)
+        assert_same(leaf.std * POTENTIALS[potential](w / leaf.std), dual, 1e-12)
+        o = dual - dual.mean()
+        torch.testing.assert_close(slope.squeeze(), (o * w).sum() / o.square().sum(), rtol=1e-3, atol=0)
+        w, slope = gate.linearise(constant, leaf)
+        assert slope.item() == pytest.approx(gate.slope0(leaf))
+        at_zero, of_slope = (torch.autograd.grad(x.sum(), constant, retain_graph=True)[0] for x in (w, slope))
+        assert_same(at_zero, torch.full_like(w, gate.slope0(leaf)), 1e-12)
+        assert of_slope.isfinite().all()
+
+
+def test_the_sigmoid_gate_is_the_papers():
+    """W_t = sigmoid(alpha_t logit(W_{t-1}) - step_t) of entries in units of 4, by hand."""
+    rule = Rule(MATRIX, bias.L2(), retention.Bregman("logistic"), algorithm.GradientDescent())
+    tokens = draw_tokens(rule)
+    weights, slow = draw_memory(rule)
+    y, _ = call(rule, tokens, rule.init(weights, slow, batch=2))
+    w = torch.sigmoid(weights["w"]).expand(2, -1, -1, -1)
+    for t in range(13):
+        q, k, v = (x[:, t, :, :, None] for x in tokens[:3])
+        alpha, eta = tokens.gates["log_alpha"][:, t, :, :, None].exp(), tokens.gates["eta"][:, t, :, :, None]
+        w = torch.sigmoid(alpha * torch.logit(w) - eta * (4 * w @ k - v) @ k.mT)
+        assert_same(y[:, t], (4 * w @ q)[..., 0], 1e-12)
+
+
+@pytest.mark.parametrize("mem", [DEEP, MATRIX], ids=str)
+@pytest.mark.parametrize("to", ["zero", "initial"])
+@pytest.mark.parametrize("link_at", ["token", "chunk"])
+def test_an_elastic_net_without_threshold_is_l2(link_at, to, mem):
+    rule = replace(YAAD, memory=mem, retention=retention.L2(to=to))
+    equal([rule, replace(rule, retention=retention.ElasticNet(0.0, to=to), link_at=link_at)])
+
+
+def test_a_local_elastic_net_without_threshold_is_l2():
+    """From the same weights, which the net carries in units of their standard deviation."""
+    for mem in (DEEP, MATRIX):
+        rule, net = (replace(YAAD, memory=mem, retention=r) for r in (retention.L2(), retention.LocalElasticNet(0.0)))
+        tokens = draw_tokens(rule)
+        weights, slow = draw_memory(rule)
+        scaled = {n: weights[n] / leaf.std for n, leaf in rule.leaves(4, 4).items()}
+        expected = call(rule, tokens, rule.init(weights, slow, batch=2))[0]
+        assert_same(call(net, tokens, net.init(scaled, slow, batch=2))[0], expected, 1e-12)
+
+
+def minimum(objective, lo, hi):
+    """Where a convex function of each entry is least, by ternary search."""
+    for _ in range(100):
+        a, b = lo + (hi - lo) / 3, hi - (hi - lo) / 3
+        left = objective(a) < objective(b)
+        lo, hi = torch.where(left, lo, a), torch.where(left, b, hi)
+    return (lo + hi) / 2
+
+
+def test_elastic_nets_minimise_what_the_paper_says():
+    """Eq. 22 with its own eta, beta and a, and eq. 23 (with the half that it lacks), entry by entry."""
+    w, g = torch.randn(2, 40, 5).double()
+    eta, beta, a, leaf = 0.5, 2.0, 1.5, SLICES[0]
+    far = torch.full_like(w, 20.0)
+    found = minimum(lambda x: x * g + (x - w).square() / (2 * eta) + x.square() / (2 * beta) + x.abs() / a, -far, far)
+    scale = beta / (beta + eta)
+    gate = retention.LocalElasticNet(gamma=eta * scale / a)
+    got = gate.retain(w, eta * scale * g, {"alpha": torch.tensor(scale).double()})
+    assert_same(got, found, 1e-6)
+    assert 10 < (got == 0).sum() < 190
+    link = retention.ElasticNet(gamma=0.7).primal(w, leaf)
+    assert_same(link, minimum(lambda x: x.square() / 2 - w * x + 0.7 * x.abs(), -far, far), 1e-6)
+    assert 10 < (link == 0).sum() < 190
+
+
+def test_a_sphere_keeps_the_norm_of_rows_and_the_direction_of_their_duals():
+    gate = retention.Sphere()
+    for leaf in (*SLICES, Leaf(6, 1, ROWS, ROWS, 1.0, 0.3)):
+        dual = torch.randn(2, leaf.rows, leaf.cols).double()
+        axis = COLUMNS if leaf.cols > 1 else (-2, -1)
+        w, slope = gate.linearise(dual, leaf)
+        radius = leaf.std * math.sqrt(leaf.cols if leaf.cols > 1 else leaf.rows)
+        norm = w.norm(dim=axis, keepdim=True)
+        torch.testing.assert_close(norm, torch.full_like(norm, radius), rtol=1e-4, atol=0)
+        assert_same(w, radius * dual / dual.norm(dim=axis, keepdim=True), 1e-4)
+        assert_same(slope.expand_as(w) * dual, w, 1e-14)
+        torch.testing.assert_close(gate.primal(100 * dual, leaf), w, rtol=1e-4, atol=0)
+
+
 # -- where the link acts inside a chunk -------------------------------------------------------------------------------
 
 
@@ -249,7 +563,17 @@ def gap(rule, scale):
     return (token - chunk).norm().item()
 
 
-SLOPED = [retention.KL(), retention.KL("initial"), retention.Lq(), retention.Lq(3.0, "mirror", "initial")]
+SLOPED = [
+    retention.KL(),
+    retention.KL("initial"),
+    retention.Lq(),
+    retention.Lq(3.0, "mirror", "initial"),
+    retention.Bregman(),
+    retention.Bregman("hypentropy", "initial"),
+    retention.FDivergence("hellinger"),
+    retention.ElasticNet(),
+    retention.Sphere("initial"),
+]
 
 
 @pytest.mark.parametrize("gate", SLOPED, ids=str)

@@ -25,7 +25,10 @@ class Algorithm(Axis):
     axis = "algorithm"
     rate: Literal["none", "input"]
     gates: ClassVar[tuple[Gate, ...]] = (ETA,)
+    law: ClassVar[tuple[str, ...]] = ("eta_t {grad}",)  # step_t in plain characters, and what it is made of
     slots: ClassVar[int] = 0  # how many tensors of the state's shape it carries
+    resets: ClassVar[bool] = False  # its slots are zero again where a chunk begins
+    steps: int = 1  # gradient steps a token takes, each with a key and a value of its own
 
     @abstractmethod
     def step(self, grad: Tensor, slots: Slots, gates: Mapping[str, Tensor]) -> tuple[Tensor, Slots]:

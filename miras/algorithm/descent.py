@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from miras.algorithm.base import LinearAlgorithm, Slots, check_rate
+from miras.errors import UsageError
 from miras.gates import ETA, THETA, Gate
 
 
@@ -18,12 +19,18 @@ class GradientDescent(LinearAlgorithm):
 
     Args:
         rate: "none" or "input", see `Algorithm`.
+        steps: n steps a token, each with its own key, value and eta (DeltaProduct, arXiv 2502.10297): k, v and eta have
+            n T tokens where q has T; decay acts before the first step, the read comes after the last. The rule's chunk
+            counts steps.
     """
 
     rate: Literal["none", "input"] = "none"
+    steps: int = 1
 
     def __post_init__(self) -> None:
         check_rate("GradientDescent", self.rate)
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise UsageError(f"GradientDescent: steps must be a whole number, at least 1, got {self.steps!r}.")
 
     def step(self, grad: Tensor, slots: Slots, gates: Mapping[str, Tensor]) -> tuple[Tensor, Slots]:
         return gates["eta"] * grad, ()
@@ -38,6 +45,7 @@ class Momentum(LinearAlgorithm):
     """
 
     gates: ClassVar[tuple[Gate, ...]] = (ETA, THETA)
+    law: ClassVar[tuple[str, ...]] = ("S_t", "S_t = theta_t S_{t-1} + eta_t {grad}")
     slots: ClassVar[int] = 1
 
     rate: Literal["none", "input"] = "none"

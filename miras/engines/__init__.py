@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from miras.attention import Attention, CacheState
-from miras.engines import chunk, exact
+from miras.engines import block, chunk, exact
 from miras.errors import UsageError, near
-from miras.gates import Gate
+from miras.gates import BETA, GAMMA, Gate, hole
 from miras.layout import Layout, layout
 from miras.mixer import Mixer
 from miras.recurrence import recurrence
 from miras.rule import Gates, Rule, State
+from miras.weights import ROWS
 
 
 class Engine(NamedTuple):
@@ -52,6 +54,7 @@ def _token_loop(
 # In order of preference.
 ENGINES = (
     Engine("exact", "exact parallel form of a linear memory at chunk 1, by tiles", exact.refuses, exact.run),
+    Engine("block", "one step a chunk, its gradients in one pass", block.refuses, block.run),
     Engine("chunk", "a chunk at a time by matrix products", chunk.refuses, chunk.run),
     Engine("recurrence", "the definition, token by token", lambda rule, gates: None, _token_loop),
 )
@@ -110,9 +113,10 @@ def run(
         mixer: a `Rule` or `Attention`.
         q: queries [B, T, H, d_k].
         k: keys [B, T, H, d_k].
-        v: values [B, T, H, d_v]. q and k may have fewer heads, each then serving a group of value heads.
+        v: values [B, T, H, d_v]. q and k may have fewer heads, each then serving a group of value heads. Of a rule with
+            n steps a token, k, v and the gates of bias and algorithm have n T tokens.
         gates: {name: [B, T, H, 1] per head or [B, T, H, d] per channel}, one for each of `mixer.gates`: log_alpha <= 0,
-            0 <= eta, 0 <= theta < 1, 0 < delta.
+            0 <= eta, 0 <= theta < 1, 0 < delta; those that are vectors are [B, T, H, d_k].
         state: where to go on from, as returned by the last call or by `rule.init(weights)`, N rows; None: from nothing,
             for memories that start at zero and for attention.
         mask: bool [B, T], false for padding on either side.
@@ -128,7 +132,8 @@ def run(
         UsageError: shapes, dtypes, gates or a state that do not fit, with what was got and what was expected.
     """
     gates = dict(gates or {})
-    _check_tokens(q, k, v)
+    steps = mixer.algorithm.steps if isinstance(mixer, Rule) else 1
+    _check_tokens(q, k, v, steps)
     where = where or layout(q.shape[0], q.shape[1], mask, cu_seqlens, q.device)
     if q.shape[2] != v.shape[2] and isinstance(mixer, Rule):
         q, k = (x.repeat_interleave(v.shape[2] // q.shape[2], 2) for x in (q, k))
@@ -138,18 +143,54 @@ def run(
         return mixer.attend(q, k, v, state, where)
     assert isinstance(mixer, Rule)
     _check_gates(mixer, gates, k, v, validate)
+    if steps > 1:
+        q, gates, where = _one_by_one(mixer, q, gates, where)
     # The state is at least float32, whatever the activations are in: decay of 0.9997 is 1.0 in bfloat16.
     dtype = torch.promote_types(v.dtype, torch.float32)
-    if state is None:
-        state = _zero_state(mixer, q, v, where.rows, dtype)
-    _check_state(mixer, state, q, v, where)
+    start = state if state is not None else _zero_state(mixer, q, v, where.rows, dtype)
+    before = _checked(mixer, start, q, v, where)
     if where.dense and q.shape[1] == 1 and engine == "auto":
         chosen = ENGINES[-1]
     else:
         chosen = plan(mixer, engine, gates)
-    inner = {n: g.to(dtype) for n, g in gates.items()}
-    y, state = chosen.run(mixer, state, q.to(dtype), k.to(dtype), v.to(dtype), inner, where)
-    return y.to(v.dtype), state
+    inner = {"q": q, "k": k, "v": v, **gates}
+    inner = {n: x.to(dtype) for n, x in inner.items()}
+    recent: dict[str, Tensor] = {}
+    if mixer.window > 1:
+        inner, recent = _in_windows(mixer, inner, before, where)
+    before = replace(before, recent={})  # engines see the window in their inputs
+    y, after = chosen.run(mixer, before, inner.pop("q"), inner.pop("k"), inner.pop("v"), inner, where)
+    return y[:, steps - 1 :: steps].to(v.dtype), replace(after, recent=recent)
+
+
+def _one_by_one(
+    rule: Rule, q: Tensor, gates: dict[str, Tensor], where: Layout
+) -> tuple[Tensor, dict[str, Tensor], Layout]:
+    """Several steps a token as that many tokens: the first one decays, the last one reads."""
+    n = rule.algorithm.steps
+    kept = {g.name for g in rule.retention.gates}
+    first = torch.arange(q.shape[1] * n, device=q.device) % n == 0
+    spread = {
+        name: torch.where(first[:, None, None], g.repeat_interleave(n, 1), 0.0) if name in kept else g
+        for name, g in gates.items()
+    }
+    return q.repeat_interleave(n, 1), spread, where.steps(n)
+
+
+def _in_windows(
+    rule: Rule, tokens: dict[str, Tensor], state: State, where: Layout
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a token's gradient is taken of, with that of the window's other tokens side by side along the last axis, and
+    what the next call needs of them. Tokens before the first have the weight 0, and gates that no formula breaks at.
+    """
+    tokens, recent = dict(tokens), {}
+    for name in ("k", "v", GAMMA.name, *(g.name for g in rule.bias.gates)):
+        x = tokens[name]
+        fill = 0.0 if name in ("k", "v", GAMMA.name) else hole(name)
+        past = state.recent.get(name, x.new_full((where.rows, rule.window - 1, *x.shape[2:]), fill))
+        seen, recent[name] = where.history(x, past)
+        tokens[name] = seen.movedim(2, 3).flatten(-2)
+    return tokens, recent
 
 
 def _zero_state(rule: Rule, q: Tensor, v: Tensor, rows: int, dtype: torch.dtype) -> State:
@@ -163,10 +204,14 @@ def _zero_state(rule: Rule, q: Tensor, v: Tensor, rows: int, dtype: torch.dtype)
     return rule.init(weights, batch=rows)
 
 
-def _check_tokens(q: Tensor, k: Tensor, v: Tensor) -> None:
+def _check_tokens(q: Tensor, k: Tensor, v: Tensor, steps: int) -> None:
     got = f"got q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
-    if not (q.dim() == k.dim() == v.dim() == 4) or q.shape != k.shape or q.shape[:2] != v.shape[:2]:
-        raise UsageError(f"run: expected q and k [B, T, H, d_k] and v [B, T, H, d_v], {got}.")
+    written = "T" if steps == 1 else f"{steps} T"
+    whole = q.dim() == k.dim() == v.dim() == 4 and k.shape[:2] == v.shape[:2]
+    if not whole or k.shape != (q.shape[0], q.shape[1] * steps, *q.shape[2:]):
+        raise UsageError(
+            f"run: expected q [B, T, H, d_k], k [B, {written}, H, d_k] and v [B, {written}, H, d_v], {got}."
+        )
     if v.shape[2] % q.shape[2] != 0 or 0 in v.shape or 0 in q.shape:
         raise UsageError(f"run: the heads of v must be a multiple of those of q and k, and no axis empty, {got}.")
     if not (q.dtype == k.dtype == v.dtype and v.dtype.is_floating_point):
@@ -181,10 +226,15 @@ def _check_gates(rule: Rule, gates: Mapping[str, Tensor], k: Tensor, v: Tensor, 
     for name, gate in expected.items():
         if name not in gates:
             raise UsageError(f"run: the rule needs gate {name!r} ({gate.meaning}); got {sorted(gates) or 'no gates'}.")
-        shape, widths = gates[name].shape, (1, k.shape[-1], v.shape[-1])
-        if shape[:-1] != v.shape[:-1] or shape[-1] not in widths:
+        time = v.shape[1] // rule.algorithm.steps if gate in rule.retention.gates else v.shape[1]
+        shape, tokens = gates[name].shape, (v.shape[0], time, v.shape[2])
+        if gate.vector:
+            if shape != (*tokens, k.shape[-1]):
+                raise UsageError(f"run: gate {name!r} must be a key, {[*tokens, k.shape[-1]]}, got {list(shape)}.")
+            continue
+        if shape[:-1] != tokens or shape[-1] not in (1, k.shape[-1], v.shape[-1]):
             raise UsageError(
-                f"run: gate {name!r} must be {[*v.shape[:-1], 1]} per head or {[*v.shape]} per channel, "
+                f"run: gate {name!r} must be {[*tokens, 1]} per head or {[*tokens, v.shape[-1]]} per channel, "
                 f"got {list(shape)}."
             )
         if shape[-1] > 1:
@@ -197,13 +247,13 @@ def _check_gates(rule: Rule, gates: Mapping[str, Tensor], k: Tensor, v: Tensor, 
 
 def _check_channels(rule: Rule, gate: Gate, d_k: int, d_v: int, width: int) -> None:
     if not gate.channel:
-        raise UsageError(f"run: gate {gate.name!r} of {rule.bias} is one number per head, got {width} channels.")
-    if gate.name == "delta":
+        raise UsageError(f"run: gate {gate.name!r} is one number per head, got {width} channels.")
+    if gate in rule.bias.gates:
         return
     if reason := rule.channel_conflict(d_k, d_v):
         raise UsageError(f"run: {reason}; give {gate.name} per head, [B, T, H, 1].")
     for name, leaf in rule.leaves(d_k, d_v).items():
-        size = leaf.rows if leaf.channel == -2 else leaf.cols
+        size = leaf.rows if (leaf.channel == ROWS) != (gate.name == BETA.name) else leaf.cols
         if leaf.channel is not None and size != width:
             raise UsageError(f"run: gate {gate.name!r} acts on the {size} channels of matrix {name}, got {width}.")
 
@@ -227,7 +277,8 @@ def _warn_of_overshoot(rule: Rule, gates: Mapping[str, Tensor], k: Tensor) -> No
         )
 
 
-def _check_state(rule: Rule, state: Any, q: Tensor, v: Tensor, where: Layout) -> None:
+def _checked(rule: Rule, state: Any, q: Tensor, v: Tensor, where: Layout) -> State:
+    """The state, if it is one of this rule, of these sizes and for these sequences."""
     if not isinstance(state, State):
         raise UsageError(f"run: a Rule continues from a State of its own, got {type(state).__name__}.")
     leaves = rule.leaves(q.shape[-1], v.shape[-1])
@@ -240,3 +291,4 @@ def _check_state(rule: Rule, state: Any, q: Tensor, v: Tensor, where: Layout) ->
     slots = {n: len(s) for n, s in state.slots.items()}
     if any(n != rule.algorithm.slots for n in slots.values()) or bool(state.home) != (rule.retention.to == "initial"):
         raise UsageError(f"run: the state belongs to another rule than {rule.retention} with {rule.algorithm}.")
+    return state

@@ -7,25 +7,23 @@ before the scan; the scan over chunks then only learns, and reads are done for m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from miras.algorithm import LinearAlgorithm
-from miras.layout import Grid, Layout, grid
+from miras.engines.ragged import cat, in_order, reassemble, running, split
+from miras.gates import hole
+from miras.layout import Layout, grid
 from miras.retention import EuclideanRetention, MirrorRetention, SlopedRetention
 from miras.rule import Gates, Rule, State, token
-from miras.state import tree_map
 from miras.weights import Leaf, Linearised, Outer, PerToken, Scaled, Unrolled, Weight, Weights, along, matmul_add
 
 # Chunks whose states are held for reading at once: reads do not depend on each other, so they wait for each other's
 # company, and a long sequence does not keep all its states (unless it trains).
 SEGMENT = 64
-
-N = TypeVar("N", bound="Write | Read")
 
 
 def refuses(rule: Rule, gates: Gates | None = None) -> str | None:
@@ -35,10 +33,21 @@ def refuses(rule: Rule, gates: Gates | None = None) -> str | None:
         return f"{rule.retention} is not linear in dual coordinates"
     if not isinstance(rule.algorithm, LinearAlgorithm):
         return f"{rule.algorithm} is not linear in the gradient"
+    if rule.step_at == "chunk":
+        return "the rule takes one step for a whole chunk"
     return None
 
 
-def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:
+def run(
+    rule: Rule,
+    state: State,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    where: Layout,
+    tile: int | None = None,
+) -> tuple[Tensor, State]:
     """Same function as `recurrence`, a chunk at a time.
 
     Args:
@@ -49,83 +58,53 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
         v: values.
         gates: {name: [B, T, H, 1 | D]}.
         where: the layout of the call.
+        tile: tokens at a time, for a rule whose gradients do not depend on the memory: its chunk is then of no effect.
 
     Returns:
         y [B, T, H, d_v] and the state after each sequence's last token.
     """
-    cells = grid(where, rule.chunk, None if state.aligned else state.offset)
-    leaves = rule.leaves(q.shape[-1], v.shape[-1])
+    cells = grid(where, tile or rule.chunk, None if state.aligned else state.offset)
+    leaves = rule.leaves(q.shape[-1], v.shape[-1] // rule.window)
     # A hole's gates are those of a token that keeps everything, so that no formula meets 0 / 0 on its way to `where`.
-    gates = {n: cells.slots(g, hole=0.0 if n == "log_alpha" else 1.0) for n, g in gates.items()}
+    gates = {n: cells.slots(g, hole(n)) for n, g in gates.items()}
     coefficients = all_coefficients(rule, leaves, gates, cells.keep)
-    ends = {n: c.at_end() for n, c in coefficients.items()}
-    writes = _split(Write(cells.slots(k), cells.slots(v), gates, ends, cells.keep), cells.sizes)
+    ends = {n: c.write for n, c in coefficients.items()}
+    writes = split(Write(cells.slots(k), cells.slots(v), gates, ends, cells.keep), cells.sizes)
     steps = range(len(cells.sizes))
     segments = [steps[i : i + SEGMENT] for i in steps[::SEGMENT]]
     sizes = [sum(cells.sizes[i] for i in segment) for segment in segments]
-    reads = _split(Read(cells.slots(q), {n: c.dual for n, c in coefficients.items()}), sizes)
+    reads = split(Read(cells.slots(q), {n: c.read for n, c in coefficients.items()}), sizes)
 
-    if cells.order is not None:
-        state = state.index_select(cells.order)
-    outputs, finished = [], []
+    state, finished = in_order(cells, state), []
+    outputs = []
     for segment, read in zip(segments, reads, strict=True):
         learned = []
         for _, chunk in zip(segment, writes, strict=False):
             size = chunk.k.shape[0]
-            if size < state.offset.shape[0]:
-                finished.append(state.map(lambda x, size=size: x[size:]))
-                state = state.map(lambda x, size=size: x[:size])
+            state = running(state, size, finished)
             done, state = write_chunk(rule, leaves, state, chunk)
             learned.append(done)
-        outputs.append(read_chunks(rule, leaves, _cat(learned), read))
-    return cells.tokens(torch.cat(outputs)), _reassemble(cells, state, finished)
+        outputs.append(read_chunks(rule, leaves, cat(learned), read))
+    return cells.tokens(torch.cat(outputs)), reassemble(cells, state, finished)
 
 
-def _reassemble(cells: Grid, state: State, finished: list[State]) -> State:
-    """The states of all sequences in their own order; those that ended early stand behind the running ones."""
-    state = _cat([state, *reversed(finished)])
-    return state if cells.order is None else state.index_select(torch.argsort(cells.order))
+class Ends(NamedTuple):
+    """Rows of the linear map from (dual, slots, grad_1 .. grad_C) to the dual and the slots at a chunk's end.
 
-
-def _cat(parts: list[Any]) -> Any:
-    """Trees of tensors joined along the rows."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    if isinstance(first, Tensor):
-        return torch.cat(parts)
-    if isinstance(first, dict):
-        return {n: _cat([part[n] for part in parts]) for n in first}
-    if isinstance(first, State):
-        return _cat_states(parts)
-    joined = [_cat(list(fields)) for fields in zip(*parts, strict=True)]
-    return type(first)(*joined) if hasattr(first, "_fields") else tuple(joined)
-
-
-def _cat_states(parts: list[State]) -> State:
-    first = parts[0]
-    dual = _cat([part.dual for part in parts])
-    # A dual that is its chunk's origin stays it: one base less to read with.
-    same = all(part.origin[n] is part.dual[n] for part in parts for n in dual)
-    origin = dual if same else _cat([part.origin for part in parts])
-    slots, offset = _cat([part.slots for part in parts]), _cat([part.offset for part in parts])
-    return replace(first, dual=dual, slots=slots, origin=origin, offset=offset, aligned=all(p.aligned for p in parts))
-
-
-class Coefficients(NamedTuple):
-    """Rows of the linear map from (dual, slots, grad_1 .. grad_C) to the dual after each token and the last slots.
-
-    dual [M, H, C, 1 + S + C, w], slots [M, H, S, 1 + S + C, w]; origin [M, H, C, w] is the decay of the origin up to
-    and including each token where gradients are taken there, else None. w is 1 or the number of channels.
+    dual [M, H, 1 + S + C, w], slots [M, H, S, 1 + S + C, w]; origin [M, H, C, w] is the decay of the origin up to and
+    including each token where gradients are taken there, else None. w is 1 or the number of channels.
     """
 
     dual: Tensor
     slots: Tensor
     origin: Tensor | None
 
-    def at_end(self) -> Coefficients:
-        """The rows that the next state needs: the dual's last."""
-        return self._replace(dual=self.dual[..., -1:, :, :])
+
+class Coefficients(NamedTuple):
+    """`Ends`, and the same map's rows for the dual that each token reads with, [M, H, C, 1 + S + C, w]."""
+
+    read: Tensor
+    write: Ends
 
 
 class Write(NamedTuple):
@@ -134,7 +113,7 @@ class Write(NamedTuple):
     k: Tensor
     v: Tensor
     gates: dict[str, Tensor]
-    coefficients: dict[str, Coefficients]
+    coefficients: dict[str, Ends]
     keep: Tensor | None
 
 
@@ -153,15 +132,6 @@ class Learned(NamedTuple):
     before: State
     grad: dict[str, Outer]
     links: dict[str, tuple[Tensor, Tensor]]
-
-
-def _split(chunks: N, sizes: list[int]) -> Iterator[N]:
-    """The chunks of each step. Split at once: the backward of a slice fills a tensor of all chunks for each step."""
-    parts: list[tuple[Tensor, ...]] = []
-    tree_map(lambda x: parts.append(x.split(sizes)) or x, chunks)
-    for step in range(len(sizes)):
-        found = iter(part[step] for part in parts)
-        yield tree_map(lambda _, found=found: next(found), chunks)
 
 
 def all_coefficients(rule: Rule, leaves: dict[str, Leaf], gates: Gates, keep: Tensor | None) -> dict[str, Coefficients]:
@@ -187,15 +157,21 @@ def _coefficients(rule: Rule, gates: dict[str, Tensor], keep: Tensor | None) -> 
     for t in range(chunk):
         now = token(gates, t)
         held = None if keep is None else keep[:, t, None, None, None]
+        if t == 0 and rule.algorithm.resets:
+            # A chunk whose first slot is a hole began in an earlier call.
+            slots = tuple(_where(held, torch.zeros_like(x), x) for x in slots)
+        if rule.read_at == "before":
+            rows.append(dual)
         new, new_slots = rule.update(dual, slots, basis[..., 1 + slots_n + t, :, :], now)
         dual = _where(held, new, dual)
         slots = tuple(_where(held, x, old) for x, old in zip(new_slots, slots, strict=True))
-        rows.append(dual)
+        if rule.read_at == "after":
+            rows.append(dual)
         if rule.gradient_at == "decayed":
             origin = _where(held, rule.decay(origin, now), origin)
             decays.append(origin)
     slot_rows = torch.stack(slots, -3) if slots else like.new_zeros(*like.shape[:-2], 0, size, width)
-    return Coefficients(torch.stack(rows, -3), slot_rows, torch.cat(decays, -2) if decays else None)
+    return Coefficients(torch.stack(rows, -3), Ends(dual, slot_rows, torch.cat(decays, -2) if decays else None))
 
 
 def _where(held: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
@@ -215,11 +191,9 @@ def write_chunk(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Write)
         anchor = {n: weights for n, (weights, _) in links.items()}
     else:
         anchor = rule.link(state.origin, state.home, leaves)
-    grad = rule.gradient(anchor, state.slow, chunk.k, chunk.v, chunk.gates)
+    grad = rule.surprise(anchor, state.slow, chunk.k, chunk.v, chunk.gates, leaves)
     dual, slots = {}, {}
     for n, leaf in leaves.items():
-        if (rate := rule.rate(leaf)) != 1:
-            grad[n] = Outer(rate * grad[n].left, grad[n].right)
         dual[n], slots[n] = _advance(state.dual[n], state.slots[n], grad[n], chunk.coefficients[n], leaf)
     return Learned(state, grad, links), _next_state(rule, state, dual, slots, origin, chunk.keep)
 
@@ -227,7 +201,7 @@ def write_chunk(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Write)
 def read_chunks(rule: Rule, leaves: dict[str, Leaf], learned: Learned, read: Read) -> Tensor:
     """Outputs [M, H, C, d_v] of any number of chunks at once."""
     weights = {n: _read_weight(rule, leaf, learned, n, read.coefficients[n]) for n, leaf in leaves.items()}
-    return rule.memory.read(weights, read.q, learned.before.slow)
+    return rule.read(weights, read.q, learned.before.slow)
 
 
 def _decayed(leaves: dict[str, Leaf], state: State, chunk: Write) -> tuple[Weights, dict[str, Tensor]]:
@@ -247,7 +221,7 @@ def _read_weight(rule: Rule, leaf: Leaf, learned: Learned, name: str, rows: Tens
     """What each token of a chunk reads with, W_t."""
     before, grad = learned.before, learned.grad[name]
     bases = (before.dual[name], *before.slots[name])
-    coef, within = rows[..., : len(bases), :], rows[..., len(bases) :, :]
+    coef, within = rows[..., : len(bases), :], grad.spread(rows[..., len(bases) :, :])
     if rule.link_at == "token":
         home = (before.home[name],) if before.home else ()
         full = Unrolled(Scaled((*bases, *home), coef, leaf.channel), grad, within)
@@ -265,7 +239,7 @@ def _read_weight(rule: Rule, leaf: Leaf, learned: Learned, name: str, rows: Tens
 
 
 def _advance(
-    dual: Tensor, slots: tuple[Tensor, ...], grad: Outer, coefficients: Coefficients, leaf: Leaf
+    dual: Tensor, slots: tuple[Tensor, ...], grad: Outer, coefficients: Ends, leaf: Leaf
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The dual and the slots at the chunk's end. In the state's own precision, whatever autocast does to reads."""
     bases = (dual, *slots)
@@ -276,14 +250,15 @@ def _advance(
         for decay, base in zip(decays, bases, strict=True):
             term = along(decay.squeeze(-2), leaf.channel) * base
             total = term if total is None else total + term
-        left, right = grad
+        coef = grad.spread(coef)
+        left, right = grad.left, grad.right
         on_right = coef.shape[-1] > 1 and leaf.channel == -1
         left, right = (left, right * coef) if on_right else (left * coef, right)
         with torch.autocast(left.device.type, enabled=False):
             return matmul_add(total, left.mT, right)
 
     rows = coefficients.slots
-    return combine(coefficients.dual[..., -1, :, :]), tuple(combine(rows[..., j, :, :]) for j in range(len(slots)))
+    return combine(coefficients.dual), tuple(combine(rows[..., j, :, :]) for j in range(len(slots)))
 
 
 def _next_state(

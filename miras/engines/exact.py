@@ -1,32 +1,43 @@
 """Exact parallel forms of linear memories at chunk 1, a tile of tokens at a time.
 
-* Dot product: the gradient does not depend on the memory, so the chunk engine with any chunk is exact.
-* l_2 with one decay per head (DeltaNet, Gated DeltaNet): within a tile W_t = g_t W_0 + sum_{s<=t} (g_t / g_s) u_s k_s^T
-  with u_t = eta_t (v_t - g'_t W_0 k_t - sum_{r<t} (g'_t / g_r) (k_r . k_t) u_r), g the cumulated decay, g' = g where
-  gradients are taken at the decayed memory and g_{t-1} where they are taken at the previous one: a unit triangular
-  system, solved for all tiles at once (the WY or UT form of arXiv 2406.06484 and 2412.06464).
+* Dot product and least squares: nothing learned depends on the memory, so the chunk engine with any chunk is exact.
+* With a decay on both sides it is not one product but still one sum: y_t = sum_s (decay of values) v_s (k_s . q_t with
+  decay of keys), see `_two_sided`.
+* Whatever erases (L2, `Erase`): with the prediction p_t = W e_t at the erase key e_t,
+
+      A_t = A_{t-1} diag(alpha_t) - p_t b_t^T + x_t k_t^T      (b and k with eta in them; L2: e = k, b = k, x = v)
+
+  so that p_t = A_0 g'_t e_t + W_0 e_t + sum_{s<t} (x_s k_s^T - p_s b_s^T) (g'_t / g_s) e_t, g the cumulated decay,
+  g' = g where gradients are taken at the decayed memory and g_{t-1} where they are taken at the previous one: a unit
+  triangular system for p, solved for all tiles at once (the WY or UT form of arXiv 2406.06484, 2412.06464, 2510.26692).
 
 A tile is an evaluation's block size; it does not change the function.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from miras.algorithm import GradientDescent, LinearAlgorithm
-from miras.bias import L2, Dot
+from miras.algorithm import GradientDescent, Implicit, LeastSquares, LinearAlgorithm
+from miras.bias import L2, Dot, Erase
 from miras.engines import chunk
+from miras.engines.ragged import in_order, reassemble, running, split
+from miras.gates import hole
 from miras.layout import Layout, grid
 from miras.memory import Linear, Vector
-from miras.retention import EuclideanRetention
+from miras.retention import EuclideanRetention, TwoSided
 from miras.rule import Gates, Rule, State
-from miras.weights import matmul
+from miras.weights import matmul, matmul_add, mv
 
 TILE = 32
+# With a decay per channel, differences of its logarithm are written out for every pair of tokens.
+TILE_CHANNELS = 16
 
 
 def refuses(rule: Rule, gates: Gates | None = None) -> str | None:
@@ -35,64 +46,153 @@ def refuses(rule: Rule, gates: Gates | None = None) -> str | None:
         return f"it is for chunk 1, the rule has chunk {rule.chunk}"
     if not isinstance(rule.memory, Linear | Vector):
         return f"it is for linear memories, not {rule.memory}"
+    if not isinstance(rule.algorithm, LinearAlgorithm) or rule.algorithm.resets or rule.step_at == "chunk":
+        return f"it is for one plain step a token, not {rule.algorithm} with step_at={rule.step_at!r}"
+    if isinstance(rule.retention, TwoSided):
+        plain = isinstance(rule.algorithm, GradientDescent) and rule.window == 1
+        return (
+            None if plain and _unclipped(rule, Dot) and _on_keys(rule) else f"{rule.retention} needs Dot and no window"
+        )
     if not isinstance(rule.retention, EuclideanRetention):
         return f"{rule.retention} has a link"
-    if isinstance(rule.bias, Dot) and isinstance(rule.algorithm, LinearAlgorithm) and not rule.bias.clip:
+    if _blind(rule):
         return None
-    if not isinstance(rule.memory, Linear) or not isinstance(rule.bias, L2) or rule.bias.clip:
-        return f"it needs Dot, or Linear with L2 and no clip, not {rule.memory} with {rule.bias}"
-    if not isinstance(rule.algorithm, GradientDescent) or rule.retention.to != "zero":
-        return f"with L2 it needs GradientDescent and decay to zero, not {rule.algorithm} and {rule.retention}"
-    if gates is not None and any(g.shape[-1] > 1 for g in gates.values()):
-        return "with L2 it needs gates per head"
-    return None
+    if not isinstance(rule.memory, Linear) or not _unclipped(rule, L2 | Erase):
+        return f"it needs Dot, or Linear with L2 or Erase and no clip, not {rule.memory} with {rule.bias}"
+    if not isinstance(rule.algorithm, GradientDescent | Implicit) or rule.window > 1:
+        return f"with {rule.bias} it needs GradientDescent and no window, not {rule.algorithm}"
+    channels = gates is not None and any(gates[g.name].shape[-1] > 1 for g in rule.gates if not g.vector)
+    return "it needs gates per head or per key channel" if channels and not _on_keys(rule) else None
+
+
+def _unclipped(rule: Rule, kind: Any) -> bool:
+    return isinstance(rule.bias, kind) and not rule.bias.clip
+
+
+def _on_keys(rule: Rule) -> bool:
+    return isinstance(rule.memory, Linear) and rule.memory.gated == "keys"
+
+
+def _blind(rule: Rule) -> bool:
+    """Whether nothing that is learned depends on the memory."""
+    return isinstance(rule.algorithm, LeastSquares) or _unclipped(rule, Dot)
 
 
 def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:
     """Same contract as the chunk engine's `run`."""
-    if isinstance(rule.bias, L2):
-        return _delta(rule, state, q, k, v, gates, where)
-    tiled = replace(rule, chunk=TILE, gradient_at="previous")
-    # With chunk 1 every state stands at the start of a chunk.
-    y, after = chunk.run(tiled, replace(state, origin=state.dual, aligned=True), q, k, v, gates, where)
-    return y, replace(after, origin=after.dual, offset=state.offset, aligned=True)
-
-
-def _delta(
-    rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout
-) -> tuple[Tensor, State]:
-    cells = grid(where, TILE, None)
+    if _blind(rule) and isinstance(rule.retention, EuclideanRetention):
+        rule = replace(rule, gradient_at="previous")
+        # With chunk 1 every state stands at the start of a chunk.
+        fresh = replace(state, origin=state.dual, aligned=True)
+        y, after = chunk.run(rule, fresh, q, k, v, gates, where, tile=TILE)
+        return y, replace(after, origin=after.dual, offset=state.offset, aligned=True)
+    wide = any(gates[g.name].shape[-1] > 1 for g in rule.gates if not g.vector)
+    cells = grid(where, TILE_CHANNELS if wide else TILE, None)
     q, k, v = cells.slots(q), cells.slots(k), cells.slots(v)
-    eta = cells.slots(gates["eta"])  # a hole has eta 0 and log alpha 0: nothing happens in it
-    log_decay = cells.slots(gates["log_alpha"]).cumsum(-2) if "log_alpha" in gates else torch.zeros_like(eta)
-    seen = log_decay if rule.gradient_at == "decayed" else F.pad(log_decay[..., :-1, :], (0, 0, 1, 0))
+    # A hole keeps everything and, with eta 0, writes nothing.
+    gates = {n: cells.slots(g, 0.0 if n == "eta" else hole(n)) for n, g in gates.items()}
+    form = _two_sided if isinstance(rule.retention, TwoSided) else _erasing
+    tiles = form(rule, q, k, v, gates, state)
 
-    def ratio(rows: Tensor, diagonal: int) -> Tensor:
-        """exp(rows_t - log_decay_s) at and below a diagonal; masked before exp, which overflows above it."""
-        lower = torch.ones(TILE, TILE, dtype=torch.bool, device=q.device).tril(diagonal)
-        return (rows - log_decay.mT).masked_fill(~lower, -torch.inf).exp()
-
-    system = torch.eye(TILE, dtype=q.dtype, device=q.device) + eta * ratio(seen, -1) * matmul(k, k.mT)
-    both = torch.cat([eta * v, eta * seen.exp() * k], -1)
-    written, erased = torch.linalg.solve_triangular(system, both, upper=False, unitriangular=True).split(
-        [v.shape[-1], k.shape[-1]], -1
-    )
-    scores = ratio(log_decay, 0) * matmul(q, k.mT)
-    q_decayed, last = log_decay.exp() * q, log_decay[..., -1:, :]
-    k_decayed = (last - log_decay).exp() * k
-
-    w = state.dual["w"] if cells.order is None else state.dual["w"].index_select(0, cells.order)
-    outputs, finished, begin = [], [], 0
-    for step, size in enumerate(cells.sizes):
-        if step and size < cells.sizes[step - 1]:
-            finished.append(w[size:])
-            w = w[:size]
-        here = slice(begin, begin + size)
-        u = written[here] - matmul(erased[here], w.mT)
-        outputs.append(matmul(q_decayed[here], w.mT) + matmul(scores[here], u))
+    w, finished, before = in_order(cells, state.dual["w"]), [], []
+    for size, (move, add) in zip(cells.sizes, split((tiles.move, tiles.add), cells.sizes), strict=True):
+        w = running(w, size, finished)
+        before.append(w)
         with torch.autocast(w.device.type, enabled=False):
-            w = last[here].exp() * w + u.mT @ k_decayed[here]
-        begin += size
-    w = torch.cat([w, *reversed(finished)])
-    dual = {"w": w if cells.order is None else w.index_select(0, torch.argsort(cells.order))}
-    return cells.tokens(torch.cat(outputs)), replace(state, dual=dual, origin=dual)
+            w = matmul_add(add, w, move) if form is _erasing else move * w + add
+    y = tiles.read(torch.cat(before))
+    dual = {"w": reassemble(cells, w, finished)}
+    return cells.tokens(y), replace(state, dual=dual, origin=dual)
+
+
+class Tiles(NamedTuple):
+    """Tiles as affine maps of the memory A [M, H, d_v, d_k] that each finds.
+
+    `move` and `add` give the memory it leaves, A move + add (move (.) A + add where decay has two sides), `read` the
+    outputs [M, H, C, d_v].
+    """
+
+    move: Tensor
+    add: Tensor
+    read: Callable[[Tensor], Tensor]
+
+
+class Decay:
+    """Cumulated decay of a tile, log_decay [M, H, C, 1 | d], and products under it."""
+
+    def __init__(self, log_gate: Tensor | None, like: Tensor) -> None:
+        self.log = torch.zeros_like(like[..., :1]) if log_gate is None else log_gate.cumsum(-2)
+        self.log_before = F.pad(self.log[..., :-1, :], (0, 0, 1, 0))
+
+    def rows(self, before: bool) -> Tensor:
+        """The decay up to each token, or up to the one before it."""
+        return self.log_before if before else self.log
+
+    def to_end(self, x: Tensor) -> Tensor:
+        """What is left of each token's x at the end of the tile."""
+        return (self.log[..., -1:, :] - self.log).exp() * x
+
+    def ratio(self, rows: Tensor, diagonal: int) -> Tensor:
+        """exp(rows_t - log_s) for s up to t + diagonal, else 0, [M, H, C, C, 1 | d]."""
+        size = rows.shape[-2]
+        lower = torch.ones(size, size, dtype=torch.bool, device=rows.device).tril(diagonal).unsqueeze(-1)
+        # Masked before exp, which overflows above the diagonal.
+        return (rows.unsqueeze(-2) - self.log.unsqueeze(-3)).masked_fill(~lower, -torch.inf).exp()
+
+
+def _product(ratio: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """sum_i a_ti b_si ratio_tsi, [M, H, C, C]."""
+    if ratio.shape[-1] == 1:
+        return ratio.squeeze(-1) * matmul(a, b.mT)
+    # As one matrix product per token t, of a_t with the decayed b of all tokens s.
+    return matmul(ratio * b.unsqueeze(-3), a.unsqueeze(-1)).squeeze(-1)
+
+
+def _erasing(rule: Rule, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: State) -> Tiles:
+    decay, eta = Decay(gates.get("log_alpha"), k), gates["eta"]
+    if isinstance(rule.algorithm, Implicit):
+        eta = eta / (1 + eta * k.square().sum(-1, keepdim=True))
+    erase = gates["erase"] if isinstance(rule.bias, Erase) else k
+    along = gates["along"] if isinstance(rule.bias, Erase) and rule.bias.along == "own" else k
+    at = decay.rows(before=rule.gradient_at == "previous")
+    past, present = decay.ratio(at, -1), decay.rows(rule.read_at == "before")
+    seen = past if present is at and rule.read_at == "before" else decay.ratio(present, -(rule.read_at == "before"))
+    known = mv(state.home["w"], erase) if state.home else torch.zeros_like(v)
+
+    # p = fixed - change A_0^T with (I + past (e b)) p = W_0 e + past (e k) x + g' e A_0^T.
+    removed = _product(past, erase, eta * along)
+    system = torch.eye(removed.shape[-1], dtype=q.dtype, device=q.device) + removed
+    written = removed if along is k else _product(past, erase, eta * k)
+    both = torch.cat([known + matmul(written, v), at.exp() * erase], -1)
+    solved = torch.linalg.solve_triangular(system, both, upper=False, unitriangular=True)
+    fixed, change = solved.split([v.shape[-1], k.shape[-1]], -1)
+
+    scores = _product(seen, q, eta * along)
+    scores_written = scores if along is k else _product(seen, q, eta * k)
+    reader = present.exp() * q - matmul(scores, change)
+    rest = matmul(scores_written, v) - matmul(scores, fixed)
+    if state.home:
+        rest = rest + mv(state.home["w"], q)
+    with torch.autocast(q.device.type, enabled=False):
+        k_end, b_end = decay.to_end(eta * k), decay.to_end(eta * along)
+        move = torch.diag_embed(decay.log[..., -1, :].exp().expand(*k.shape[:-2], k.shape[-1])) - change.mT @ b_end
+        add = v.mT @ k_end - fixed.mT @ b_end
+    return Tiles(move, add, lambda before: rest + matmul(reader, before.mT))
+
+
+def _two_sided(rule: Rule, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: State) -> Tiles:
+    """y_t = g^v_t (.) A_0 (g^k_t (.) q_t) + sum_s (g^v_t / g^v_s) (.) v_s <q_t, (g^k_t / g^k_s) (.) k_s>."""
+    del state
+    keys, values, k = Decay(gates["log_alpha"], k), Decay(gates["log_beta"], v), gates["eta"] * k
+    before = rule.read_at == "before"
+    scores = _product(keys.ratio(keys.rows(before), -before), q, k)
+    held = values.ratio(values.rows(before), -before)
+    if held.shape[-1] == 1:
+        rest = matmul(held.squeeze(-1) * scores, v)
+    else:
+        rest = torch.einsum("...ts,...tso,...so->...to", scores, held, v)
+    with torch.autocast(q.device.type, enabled=False):
+        add = values.to_end(v).mT @ keys.to_end(k)
+        move = values.log[..., -1, :, None].exp() * keys.log[..., -1, None, :].exp()
+    out, reader = values.rows(before).exp(), keys.rows(before).exp() * q
+    return Tiles(move, add, lambda w: rest + out * matmul(reader, w.mT))

@@ -95,7 +95,7 @@ def _sizes(mixer: Mixer, heads: int, head_dim: int) -> list[str]:
     lines = [f"  sizes with {heads} heads of {head_dim}, in float32"]
     if isinstance(mixer, Rule):
         leaves = mixer.leaves(head_dim, head_dim)
-        slow = sum(size for size, _ in mixer.memory.slow(head_dim, head_dim).values())
+        slow = sum(size for size, _ in mixer.slow(head_dim, head_dim).values())
         learned = sum(leaf.rows * leaf.cols for leaf in leaves.values() if leaf.std) + slow
         state = mixer.state_bytes(heads, head_dim, head_dim, 1)
         shapes = ", ".join(f"{name} {leaf.rows} x {leaf.cols}" for name, leaf in leaves.items())

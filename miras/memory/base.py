@@ -31,7 +31,7 @@ class Memory(Axis):
         """
 
     @abstractmethod
-    def slow(self, d_k: int, d_v: int) -> dict[str, tuple[int, float]]:
+    def slow(self, d_v: int) -> dict[str, tuple[int, float]]:
         """Slow parameters, {name: (size, initial value)}: learned by the outer loop only, one vector per head."""
 
     @property

@@ -30,7 +30,7 @@ class Linear(Memory):
         channel, simplex = (COLUMNS, ROWS) if self.gated == "keys" else (ROWS, COLUMNS)
         return {"w": Leaf(d_v, d_k, channel, simplex, power=1.0, std=float(self.start == "learned"))}
 
-    def slow(self, d_k: int, d_v: int) -> dict[str, tuple[int, float]]:
+    def slow(self, d_v: int) -> dict[str, tuple[int, float]]:
         return {}
 
     @property
@@ -61,7 +61,7 @@ class Vector(Memory):
             )
         return {"w": Leaf(d_k, 1, ROWS, ROWS, power=1.0, std=float(self.start == "learned"))}
 
-    def slow(self, d_k: int, d_v: int) -> dict[str, tuple[int, float]]:
+    def slow(self, d_v: int) -> dict[str, tuple[int, float]]:
         return {}
 
     @property

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -12,10 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from miras.errors import UsageError
-from miras.memory.base import Memory, Pullback
+from miras.memory.base import Pullback
+from miras.memory.deep import Deep
 from miras.weights import COLUMNS, ROWS, Leaf, Outer, Weights, mv, tmv
-
-NORM_EPS = 1e-5
 
 
 class Activation(NamedTuple):
@@ -31,15 +31,17 @@ def _silu_backward(u: Tensor, a: Tensor) -> Tensor:
     return u * (s * (1 + a * (1 - s)))
 
 
+def _gelu(approximate: Literal["none", "tanh"]) -> Activation:
+    backward = partial(torch.ops.aten.gelu_backward, approximate=approximate)
+    return Activation(partial(F.gelu, approximate=approximate), backward)
+
+
 # A backward must itself be differentiable, which the outer loop needs; that of gelu in PyTorch is.
-ACTIVATIONS = {
-    "gelu": Activation(F.gelu, lambda u, a: torch.ops.aten.gelu_backward(u, a)),
-    "silu": Activation(F.silu, _silu_backward),
-}
+ACTIVATIONS = {"gelu": _gelu("none"), "gelu_tanh": _gelu("tanh"), "silu": Activation(F.silu, _silu_backward)}
 
 
 @dataclass(frozen=True)
-class MLP(Memory):
+class MLP(Deep):
     """M(x) = x + LN(W1 gelu(W2 x)), the paper's memory (arXiv 2504.13173, section 5.4), in k layers.
 
     W1 is the outermost matrix, W_k reads the key. The scale and shift of LN are slow parameters. Initial entries have
@@ -48,16 +50,18 @@ class MLP(Memory):
     Args:
         layers: number of matrices k.
         expansion: hidden size over value size.
-        activation: "gelu" or "silu".
+        activation: "gelu", "gelu_tanh" (its approximation by tanh, TTT's) or "silu".
         residual: add x.
         norm: apply LN.
+        bias: every matrix has a last column that a constant 1 is the input of, a bias that is learned with the rest.
     """
 
     layers: int = 2
     expansion: int = 4
-    activation: Literal["gelu", "silu"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
     residual: bool = True
     norm: bool = True
+    bias: bool = False
 
     def __post_init__(self) -> None:
         if self.layers < 1 or self.expansion < 1:
@@ -65,76 +69,51 @@ class MLP(Memory):
         if self.activation not in ACTIVATIONS:
             raise UsageError(f"MLP: activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}.")
 
-    @property
-    def normalised(self) -> bool:
-        return self.norm
-
     def leaves(self, d_k: int, d_v: int) -> dict[str, Leaf]:
-        if self.residual and d_k != d_v:
-            raise UsageError(f"MLP: the residual needs d_k = d_v, got {d_k} and {d_v}; write MLP(residual=False).")
+        self.check_residual(d_k, d_v)
         hidden = self.expansion * d_v
         leaves = {}
         for i in range(1, self.layers + 1):
             first, last = i == self.layers, i == 1
-            rows, cols = (d_v if last else hidden), (d_k if first else hidden)
-            # Outer matrices carry model channels on the side that faces the stream, hidden units on the other.
-            channel = COLUMNS if first else ROWS if last else None
-            simplex = ROWS if channel == COLUMNS else COLUMNS
-            power, std = (1.0, 1.0) if first else (float(hidden), 1 / math.sqrt(hidden))
-            leaves[f"w{i}"] = Leaf(rows, cols, channel, simplex, power, std)
+            rows, cols = (d_v if last else hidden), (d_k if first else hidden) + self.bias
+            # Outer matrices carry model channels on the side that faces the stream, hidden units on the other. Columns
+            # with one for a bias are no channels.
+            if first and not self.bias:
+                channel, simplex = COLUMNS, ROWS
+            elif last:
+                channel, simplex = ROWS, COLUMNS
+            else:
+                channel, simplex = None, ROWS if first else COLUMNS
+            # A unit-norm key or hidden units of order 1, and the 1. A bias is drawn as one more weight: it is where
+            # learning starts from, the variance of the sum stays 1, and random offsets tell hidden units apart.
+            power = (1.0 if first else float(hidden)) + self.bias
+            leaves[f"w{i}"] = Leaf(rows, cols, channel, simplex, power, 1 / math.sqrt(power))
         return leaves
 
-    def slow(self, d_k: int, d_v: int) -> dict[str, tuple[int, float]]:
-        return {"norm_scale": (d_v, 1.0), "norm_shift": (d_v, 0.0)} if self.norm else {}
-
-    def read(self, weights: Weights, x: Tensor, slow: Mapping[str, Tensor]) -> Tensor:
-        act, h = ACTIVATIONS[self.activation], x
+    def core(self, weights: Weights, x: Tensor) -> Tensor:
+        act, h = ACTIVATIONS[self.activation], self._input(x)
         for i in range(self.layers, 1, -1):
-            h = act.forward(mv(weights[f"w{i}"], h))
-        y = mv(weights["w1"], h)
-        if self.norm:
-            y = F.layer_norm(y, y.shape[-1:], eps=NORM_EPS) * _row(slow["norm_scale"]) + _row(slow["norm_shift"])
-        return x + y if self.residual else y
+            h = self._input(act.forward(mv(weights[f"w{i}"], h)))
+        return mv(weights["w1"], h)
 
-    def vjp(self, weights: Weights, x: Tensor, slow: Mapping[str, Tensor]) -> tuple[Tensor, Pullback]:
-        act, h = ACTIVATIONS[self.activation], x
-        inputs, before = {self.layers: x}, {}
+    def core_vjp(self, weights: Weights, x: Tensor) -> tuple[Tensor, Pullback]:
+        act, h = ACTIVATIONS[self.activation], self._input(x)
+        inputs, before = {self.layers: h}, {}
         for i in range(self.layers, 1, -1):
             before[i] = mv(weights[f"w{i}"], h)
-            inputs[i - 1] = h = act.forward(before[i])
-        y = z = mv(weights["w1"], h)
-        norm_pullback = None
-        if self.norm:
-            y, norm_pullback = _layer_norm(z, _row(slow["norm_scale"]), _row(slow["norm_shift"]))
+            inputs[i - 1] = h = self._input(act.forward(before[i]))
 
         def pullback(u: Tensor) -> dict[str, Outer]:
-            u = u if norm_pullback is None else norm_pullback(u)
             factors = {}
             for i in range(1, self.layers + 1):
                 factors[f"w{i}"] = Outer(u, inputs[i])
                 if i < self.layers:
-                    u = act.backward(tmv(weights[f"w{i}"], u), before[i + 1])
+                    du = tmv(weights[f"w{i}"], u)
+                    u = act.backward(du[..., :-1] if self.bias else du, before[i + 1])
             return factors
 
-        return (x + y if self.residual else y), pullback
+        return mv(weights["w1"], h), pullback
 
-
-def _row(slow: Tensor) -> Tensor:
-    """A slow vector [..., H, d] against tokens [..., H, C, d]."""
-    return slow.unsqueeze(-2)
-
-
-def _layer_norm(z: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """LN with its pullback: dz = (du - mean du - n mean(du n)) / std, du = scale u, n the normalised z.
-
-    Both are PyTorch's fused operators, whose derivatives PyTorch knows too.
-    """
-    shape = z.shape[-1:]
-    n, mean, rstd = torch.native_layer_norm(z, shape, None, None, NORM_EPS)
-
-    def pullback(u: Tensor) -> Tensor:
-        return torch.ops.aten.native_layer_norm_backward(
-            u * scale, z, shape, mean, rstd, None, None, [True, False, False]
-        )[0]
-
-    return n * scale + shift, pullback
+    def _input(self, x: Tensor) -> Tensor:
+        """What a matrix is multiplied by: x, with the coordinate 1 behind it where there are biases."""
+        return F.pad(x, (0, 1), value=1.0) if self.bias else x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal
@@ -11,7 +12,9 @@ from torch import Tensor
 from miras.errors import UsageError
 from miras.gates import ALPHA, Gate
 from miras.registry import Axis
-from miras.weights import Leaf
+from miras.weights import ROWS, Leaf
+
+EPS = 1e-6
 
 
 class Retention(Axis):
@@ -27,6 +30,7 @@ class Retention(Axis):
     gates: ClassVar[tuple[Gate, ...]] = (ALPHA,)
     on_simplex: ClassVar[bool] = False  # the link normalises along the simplex axis, where alpha must then be constant
     singular_at_zero: ClassVar[bool] = False  # the link has no finite slope at a zero matrix
+    law: ClassVar[str] = ""  # the update with {step} in it, where it is not A_t = alpha_t A_{t-1} - step_t
     eta_limit: ClassVar[float] = 1.0  # largest eta at which a rule with chunks stays stable
 
     @abstractmethod
@@ -64,6 +68,16 @@ class SlopedRetention(MirrorRetention):
         return dual - dual.mean(leaf.simplex, keepdim=True) if self.on_simplex else dual
 
 
+class SimplexRetention(SlopedRetention):
+    """A sloped retention whose weights are not negative and add up to `mass` in each slice along the simplex axis."""
+
+    on_simplex: ClassVar[bool] = True
+
+    def linearise(self, origin: Tensor, leaf: Leaf) -> tuple[Tensor, Tensor]:
+        weights = self.primal(origin, leaf)
+        return weights, fitted_slope(origin, weights, leaf.simplex, self.slope0(leaf))
+
+
 class EuclideanRetention(MirrorRetention):
     """Dual and primal coordinates coincide, so that reads need no materialised weights."""
 
@@ -72,6 +86,26 @@ class EuclideanRetention(MirrorRetention):
 
     def slope0(self, leaf: Leaf) -> float:
         return 1.0
+
+
+def mass(leaf: Leaf) -> float:
+    """c, the sum of each slice of weights on a scaled simplex: see `KL`."""
+    n = leaf.simplex_size
+    return float(n) if leaf.simplex == ROWS else math.sqrt(n)
+
+
+def unit(leaf: Leaf) -> float:
+    """s, what entries of a matrix are measured in: their initial standard deviation, 1 where they start at zero."""
+    return leaf.std or 1.0
+
+
+def fitted_slope(origin: Tensor, weights: Tensor, axes: int | tuple[int, int], at_constant: float) -> Tensor:
+    """Least squares of link(O) on O along `axes`, `at_constant` where O is constant; differentiable everywhere."""
+    # O is centred first: differences of large means would leave nothing of a small variance.
+    o = origin - origin.mean(axes, keepdim=True)
+    variance = o.square().mean(axes, keepdim=True)
+    covariance = (o * weights).mean(axes, keepdim=True)
+    return (covariance + EPS * at_constant) / (variance + EPS)
 
 
 def check_to(name: str, to: str) -> None:

@@ -15,16 +15,23 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 import miras
 from miras import variants
 from miras.algorithm import GradientDescent, Momentum
-from miras.bias import L1, Huber, Lp
+from miras.bias import L1, Custom, Huber, Lp, Robust
 from miras.errors import UsageError
 from miras.gates import ETA
 from miras.hf import MirasConfig, MirasForCausalLM, MirasModel
 from miras.layer import SHORTEST
-from miras.memory import MLP, Linear, Vector
+from miras.memory import MLP, Linear, Polynomial, SwiGLU, Vector
 from miras.model import INIT_STD, Block
 from miras.retention import KL, L2, Lq
 
 VOCAB = 29
+
+
+def smooth_l1(y, v):
+    """A loss of the user's own."""
+    return ((y - v).square() + 0.01).sqrt().sum()
+
+
 USER_MADE = {
     "mlp3-l1-kl-momentum": miras.Rule(MLP(layers=3), L1(), KL(), Momentum(rate="input"), chunk=8),
     "linear-huber-lq-descent": miras.Rule(
@@ -33,6 +40,8 @@ USER_MADE = {
     "vector-lp-initial-momentum": miras.Rule(
         Vector(start="learned"), Lp(p=1.5), L2(to="initial"), Momentum(), chunk=8, gradient_at="decayed"
     ),
+    "swiglu-custom": miras.Rule(SwiGLU(), Custom(smooth_l1), L2(to="initial"), GradientDescent(rate="input"), chunk=8),
+    "polynomial-robust": miras.Rule(Polynomial(), Robust(), L2(), GradientDescent(), chunk=4),
 }
 MIXERS = {
     **{name: variants.variant(name, 8) for name in variants.VARIANTS},

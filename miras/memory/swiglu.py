@@ -1,0 +1,58 @@
+"""The gated deep memory of LaCT."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from miras.errors import UsageError
+from miras.memory.base import Pullback
+from miras.memory.deep import Deep
+from miras.memory.mlp import ACTIVATIONS
+from miras.weights import COLUMNS, ROWS, Leaf, Outer, Weights, mv, tmv
+
+SILU = ACTIVATIONS["silu"]
+
+
+@dataclass(frozen=True)
+class SwiGLU(Deep):
+    """M(x) = x + LN(W1 (silu(W3 x) (.) W2 x)), a gated MLP; bare it is the memory of LaCT (arXiv 2505.23884).
+
+    Initial entries are those of `MLP`.
+
+    Args:
+        expansion: hidden size over value size.
+        residual: add x; not in LaCT.
+        norm: apply LN; not in LaCT.
+    """
+
+    expansion: int = 2
+    residual: bool = True
+    norm: bool = True
+
+    def __post_init__(self) -> None:
+        if self.expansion < 1:
+            raise UsageError(f"SwiGLU: expansion must be at least 1, got {self.expansion}.")
+
+    def leaves(self, d_k: int, d_v: int) -> dict[str, Leaf]:
+        self.check_residual(d_k, d_v)
+        hidden = self.expansion * d_v
+        reading = Leaf(hidden, d_k, COLUMNS, ROWS, power=1.0, std=1.0)
+        writing = Leaf(d_v, hidden, ROWS, COLUMNS, power=float(hidden), std=1 / math.sqrt(hidden))
+        return {"w1": writing, "w2": reading, "w3": reading}
+
+    def core(self, weights: Weights, x: Tensor) -> Tensor:
+        return mv(weights["w1"], SILU.forward(mv(weights["w3"], x)) * mv(weights["w2"], x))
+
+    def core_vjp(self, weights: Weights, x: Tensor) -> tuple[Tensor, Pullback]:
+        a, b = mv(weights["w3"], x), mv(weights["w2"], x)
+        gate = SILU.forward(a)
+        h = gate * b
+
+        def pullback(u: Tensor) -> dict[str, Outer]:
+            dh = tmv(weights["w1"], u)
+            return {"w1": Outer(u, h), "w2": Outer(dh * gate, x), "w3": Outer(SILU.backward(dh * b, a), x)}
+
+        return mv(weights["w1"], h), pullback
