@@ -27,6 +27,7 @@ from miras.algorithm.least_squares import RIDGE
 from miras.bias import L2, Bias, Erase
 from miras.errors import UsageError
 from miras.gates import GAMMA, Gate
+from miras.inputs import LEARNED, Inputs
 from miras.memory import Linear, Memory
 from miras.mixer import Mixer
 from miras.registry import choices, from_config
@@ -90,6 +91,7 @@ class Rule(Mixer):
         step_at: "token", the algorithm takes a step for every token, or "chunk", one for the sum of the chunk's eta_t
             grad_t at its last token, which then also decays by all of its tokens (LaCT, arXiv 2505.23884).
         read_at: "after", a token reads with the weights it has left behind, or "before", with those it has found.
+        inputs: how a layer makes gates, keys and queries for it; no part of the function.
 
     Raises:
         UsageError: a chunk below 1 or choices that do not go together, with the reason.
@@ -105,6 +107,7 @@ class Rule(Mixer):
     window: int = 1
     step_at: Literal["token", "chunk"] = "token"
     read_at: Literal["after", "before"] = "after"
+    inputs: Inputs = LEARNED
 
     def __post_init__(self) -> None:
         for name, axis in (("memory", Memory), ("bias", Bias), ("retention", Retention), ("algorithm", Algorithm)):
@@ -113,6 +116,8 @@ class Rule(Mixer):
                 object.__setattr__(self, name, part := from_config(axis, part))
             if not isinstance(part, axis):
                 raise UsageError(f"Rule: {name} must be one of miras.{name}, such as {_example(axis)}, got {part!r}.")
+        if isinstance(self.inputs, dict):
+            object.__setattr__(self, "inputs", Inputs(**{n: x for n, x in self.inputs.items() if n != "name"}))
         if not isinstance(self.chunk, int) or self.chunk < 1:
             raise UsageError(f"Rule: chunk must be a whole number of tokens, at least 1, got {self.chunk!r}.")
         if not isinstance(self.window, int) or self.window < 1:

@@ -86,7 +86,7 @@ def test_generate_from_all_three_sources(run, tmp_path):
 def test_list():
     rows = json.loads(miras("list", "--json").stdout)
     assert [row["name"] for row in rows] == list(VARIANTS)
-    fields = {"name", "memory", "bias", "retention", "algorithm", "update", "engines", "oracle", "error"}
+    fields = {"name", "memory", "bias", "retention", "algorithm", "update", "engines", "oracle", "error", "paper"}
     assert all(set(row) == fields and row["engines"] for row in rows)
     said = miras("list").stdout
     assert all(name in said for name in VARIANTS) and "Lq(to='initial')" in said

@@ -15,10 +15,11 @@ from miras.algorithm import GradientDescent, Momentum
 from miras.attention import Attention
 from miras.bias import L1, Huber
 from miras.errors import UsageError
-from miras.layer import SHORTEST, SLOW_DECAY, GateMaker, LayerState, MirasLayer, ShortConv
+from miras.layer import LayerState, MirasLayer
 from miras.layout import layout
 from miras.memory import MLP, Vector
 from miras.retention import KL, L2
+from miras.sources import SHORTEST, SLOW_DECAY, GateMaker, ShortConv
 from miras.state import tensors
 
 DIM, HEADS, CHUNK, LENGTH = 32, 2, 4, 13
@@ -286,17 +287,51 @@ def start_of(layer: MirasLayer, name: str) -> Tensor:
 def test_gates_start_at_their_initial_values(name, kind):
     rule = RULES[name]
     layer = MirasLayer(DIM, HEADS, rule, gates=kind)
-    assert set(layer.gates) == {gate.name for gate in rule.gates}
-    for gate in rule.gates:
-        if gate.name != "log_alpha":
+    given = {} if isinstance(rule, miras.Attention) else {"eta": rule.inputs.eta, "log_alpha": rule.inputs.alpha}
+    own = ("layer", "head", "channel")
+    learned = [g for g in rule.gates if not g.vector and g.name != "rho" and given.get(g.name, "layer") in own]
+    assert {n for n, made in layer.gates.items() if isinstance(made, GateMaker)} == {gate.name for gate in learned}
+    for gate in learned:
+        if not gate.name.startswith("log_"):
             torch.testing.assert_close(
                 start_of(layer, gate.name), torch.full_like(start_of(layer, gate.name), gate.init)
             )
     # Tokens move them, but little.
     x = torch.randn(1, 50, DIM)
-    for gate in rule.gates:
+    for gate in learned:
         spread = layer.gates[gate.name](x).std(1)
         assert 0 < spread.max() < 0.25 * abs(start_of(layer, gate.name)).max(), gate.name
+
+
+def given(name: str, **options) -> dict[str, Tensor]:
+    """What a layer feeds its rule for three tokens."""
+    layer = MirasLayer(DIM, 4, variants.variant(name), **options)
+    x, q, k = torch.randn(1, 3, DIM), torch.randn(1, 3, 4, DIM // 4), torch.randn(1, 3, 4, DIM // 4)
+    q_read, k_read, gates = layer.gates(x, q, k if layer.keys else None, torch.tensor([[15, 16, 17]]))
+    return {"q": q, "k": k, "q_read": q_read, "k_read": k_read, **gates}
+
+
+def test_models_with_gates_of_their_own_get_them():
+    one = torch.ones(1, 3, 4, 1)
+    retnet = given("retnet")
+    assert torch.equal(retnet["eta"], one)
+    torch.testing.assert_close(retnet["log_alpha"].exp()[0, 0, :, 0], 1 - 2.0 ** -torch.arange(5.0, 9.0))
+    torch.testing.assert_close(given("lightning")["log_alpha"][0, 0, :, 0], -2 * torch.arange(4.0))
+    mamba = given("mamba2")
+    rate = -mamba["log_alpha"] / mamba["eta"]
+    torch.testing.assert_close(rate, torch.tensor([1.0, 6.0, 11.0, 16.0])[:, None].expand_as(rate))
+    hgrn = given("hgrn2")
+    torch.testing.assert_close(hgrn["k_read"], 1 - hgrn["log_alpha"].exp(), rtol=1e-4, atol=1e-6)
+    assert given("kda", gates="head")["log_alpha"].shape[-1] == DIM // 4 and given("kda")["eta"].shape[-1] == 1
+    ttt = given("ttt_linear")
+    torch.testing.assert_close(ttt["rho"][0, :, 0, 0], torch.tensor([1 / 16, 1.0, 1 / 2]))
+    rwkv = given("rwkv7")
+    torch.testing.assert_close(rwkv["erase"], F.normalize(rwkv["k"], dim=-1))
+    torch.testing.assert_close(rwkv["along"], rwkv["erase"] / 2, rtol=0.1, atol=0.05)
+    comba = given("comba")
+    torch.testing.assert_close(comba["erase"], torch.sigmoid(torch.tensor(3.0)) * comba["k"])
+    assert torch.equal(comba["q_read"], comba["q"]), "the correction is learned from none"
+    assert torch.equal(given("lact")["log_alpha"], torch.zeros(1, 3, 4, 1))
 
 
 @pytest.mark.parametrize("context", [64, 2048, 8192])

@@ -17,6 +17,9 @@ from miras.gates import ETA, THETA, Gate
 class GradientDescent(LinearAlgorithm):
     """step_t = eta_t grad_t (arXiv 2504.13173 eq. 5), the algorithm of Moneta, Yaad and Memora.
 
+    Choose it first: no state of its own, and every engine knows it. Take `rate="input"` with a deep memory, and several
+    steps where a token shall do more than one change to the memory.
+
     Args:
         rate: "none" or "input", see `Algorithm`.
         steps: n steps a token, each with its own key, value and eta (DeltaProduct, arXiv 2502.10297): k, v and eta have
@@ -39,6 +42,9 @@ class GradientDescent(LinearAlgorithm):
 @dataclass(frozen=True)
 class Momentum(LinearAlgorithm):
     """S_t = theta_t S_{t-1} + eta_t grad_t, step_t = S_t: past and momentary surprise (Titans, arXiv 2501.00663).
+
+    Choose it where what surprises should colour the tokens after it as well: Titans' algorithm. It costs one more copy
+    of the memory in the state, and a large theta makes a repeated key overshoot.
 
     Args:
         rate: "none" or "input", see `Algorithm`.

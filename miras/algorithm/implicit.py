@@ -15,10 +15,13 @@ from miras.weights import Outer
 
 @dataclass(frozen=True)
 class Implicit(LinearAlgorithm):
-    """W_t = argmin_W 1/2 ||W - W_{t-1}||^2 + eta_t L(W), the gradient step with eta / (1 + eta ||k||^2) (Longhorn).
+    """W_t = argmin_W 1/2 ||W - W_{t-1}||^2 + eta_t L(W), steps of eta / (1 + eta ||k||^2) (arXiv 2407.14207).
 
-    That closed form (arXiv 2407.14207) is exact for a matrix memory with the l_2 bias, and `Rule` refuses others. The
+    That closed form, Longhorn's, is exact for a matrix memory with the l_2 bias, and `Rule` refuses others. The
     published code of Longhorn replaces ||k||^2 k k^T by its diagonal, which is another step.
+
+    Choose it where keys are not of norm 1 or eta may become large: a step never passes the value. With keys of norm 1
+    it is `GradientDescent` with another parametrisation of eta.
 
     Args:
         rate: must be "none": the step size is what this algorithm is about.

@@ -17,11 +17,14 @@ from miras.weights import COLUMNS, ROWS, Leaf, Outer, Weight, densified
 
 @dataclass(frozen=True)
 class LeastSquares(LinearAlgorithm):
-    """W_t = argmin_W sum_s decay eta_s ||W k_s - v_s||^2 + ||W||_ridge^2 = G_t (H_t + diag(ridge))^-1 (MesaNet).
+    """W_t = argmin_W sum_s decay eta_s ||W k_s - v_s||^2 + ||W||_ridge^2 = G_t (H_t + ridge)^-1 (arXiv 2506.05233).
 
-    G_t = alpha_t G_{t-1} + eta_t v_t k_t^T and H_t = alpha_t H_{t-1} + eta_t k_t k_t^T (arXiv 2506.05233), H carried as
-    one more matrix; each query is solved for exactly. The ridge is a slow parameter per key channel, softplus of what
-    is learned. For a matrix memory with the l_2 bias at chunk 1 and gates per head; `Rule` refuses others.
+    G_t = alpha_t G_{t-1} + eta_t v_t k_t^T and H_t = alpha_t H_{t-1} + eta_t k_t k_t^T (MesaNet), H carried as one more
+    matrix; each query is solved for exactly. The ridge is a slow parameter per key channel, softplus of what is
+    learned. For a matrix memory with the l_2 bias at chunk 1 and gates per head; `Rule` refuses others.
+
+    Choose it where a matrix shall recall as well as a matrix can: every pair counts, in whatever order it came. The
+    price is a second matrix of d_k x d_k and a linear system for every query; outliers count in full.
 
     Args:
         rate: must be "none": the exact solution has no step size.

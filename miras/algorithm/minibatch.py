@@ -20,6 +20,9 @@ class MiniBatch(LinearAlgorithm):
     rho = 1 it is `GradientDescent`. As steps: S_t = S_{t-1} + eta_t grad_t, step_t = rho_t S_t - rho_{t-1} S_{t-1},
     S = 0 where a chunk begins.
 
+    Choose it for TTT-Linear and TTT-MLP, or where a token shall see only part of what its running chunk has learned;
+    otherwise `GradientDescent` does the same with less state.
+
     Args:
         rate: "none" or "input", see `Algorithm`.
     """

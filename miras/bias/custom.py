@@ -23,13 +23,15 @@ def log_cosh(y: Tensor, v: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Custom(Bias):
-    """L = fn(y, v), a function of one's own; its gradient by automatic differentiation.
+    """L = fn(y, v), any loss of one's own (arXiv 2504.13173 eq. 4); its gradient by automatic differentiation.
 
     The derivatives of `fn` up to the second must be finite everywhere, which the outer loop goes through: write
     (x^2 + eps)^(1/2), not |x|. A rule with chunks wants a curvature of about 1, that of `L2`.
 
     A configuration names the function as "package.module:function". Reading one imports that module, which runs its
     code, so read configurations with a `Custom` only from those whose code you would run.
+
+    Choose it to try a loss that is not here yet; one worth keeping becomes a class with its gradient in closed form.
 
     Args:
         fn: (y, v) -> L for one token, both of shape [d], L a scalar tensor; or its name as above. A function that

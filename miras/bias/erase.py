@@ -15,11 +15,14 @@ from miras.gates import ALONG, ERASE, Gate
 
 @dataclass(frozen=True)
 class Erase(Bias):
-    """grad = (W e_t) b_t^T - v_t k_t^T: removes along b_t what is stored at the erase key e_t (RWKV-7, Comba, DPLR).
+    """grad = (W e_t) b_t^T - v_t k_t^T: removes along b_t what is stored at e_t (RWKV-7, arXiv 2503.14456, and Comba).
 
     `L2` is the case e = b = k. The transition W (I - eta e b^T) is diagonal plus low rank; with b other than e it is
     the gradient of no loss, so `loss` is that of the write, -<y, v>. For a matrix memory only: its keys are vectors
     that can be named.
+
+    Choose it for RWKV-7 and Comba, or where the outer model shall learn what to remove apart from what to write. It
+    needs a matrix memory, and `b` other than `e` gives up that a step lowers a loss.
 
     Args:
         along: "own", the layer gives b_t (RWKV-7, arXiv 2503.14456: b = a (.) e), or "key", b = k (Comba, arXiv

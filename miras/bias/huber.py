@@ -19,13 +19,18 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class Huber(Bias):
-    """Huber loss of r = y - v with an input-dependent threshold delta_t (arXiv 2504.13173 eq. 13-16).
+    """L = H(r), H(a) = a^2/2 where |a| <= delta_t, delta_t (|a| - delta_t/2) beyond (arXiv 2504.13173 eq. 13-16).
+
+    Huber's loss of r = y - v with an input-dependent threshold delta_t, in three forms:
 
     * `form="coordinate"` (eq. 14): sum_j H(r_j); gradient min(max(r, -delta), delta). Continuous, delta may be per
       channel.
     * `form="norm"` (eq. 15): H(||r||); gradient r min(1, delta / ||r||), a clipping of each token's gradient.
     * `form="mixture"` (eq. 16, printed for Yaad): r where rms(r) <= delta, delta sign(r) beyond. The paper tests ||r||;
       taken on the root mean square, the step does not jump by sqrt(d) at the threshold.
+
+    Choose it where some values are wrong or extreme: the gradient of an outlier stops growing at delta, and ordinary
+    tokens are learned as with `L2` (`examples/stream.py` compares them). It is Yaad's bias.
 
     Args:
         form: "coordinate", "norm" or "mixture".

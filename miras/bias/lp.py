@@ -31,6 +31,9 @@ class Lp(Bias):
     tanh(sharpness r) and |r| by sqrt(r^2 + eps) separately, p tanh(a r) (r^2 + eps)^((p-1)/2), which is the gradient of
     no loss in closed form. The paper does not give its sharpness.
 
+    Choose it for Moneta, or to study p: the paper's sweep over p from 1 to 4 (its figure 4) is best at 3 and worst at
+    4. For p > 2 it amplifies errors instead of bounding them, and eta has to be smaller: a twelfth at p = 3.
+
     Args:
         p: exponent, at least 1. p > 2 amplifies large errors, so `clip` is on there.
         form: "smooth" or "paper".
@@ -69,6 +72,9 @@ class Lp(Bias):
 @dataclass(frozen=True)
 class L1(Bias):
     """Value-less memory, L = sum_j sqrt(r_j^2 + eps): only the sign of the error is written (arXiv 2504.13173 eq. 12).
+
+    Choose it where values have outliers of any size and their sign is enough: the step has the same size however small
+    the error is, so with a constant eta the memory never settles on a value.
 
     Args:
         form: "smooth", r / sqrt(r^2 + eps), or "paper", tanh(sharpness r).

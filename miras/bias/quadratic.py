@@ -12,7 +12,11 @@ from miras.bias.base import Bias
 
 @dataclass(frozen=True)
 class Dot(Bias):
-    """Dot product, L = -<y, v>: Hebbian learning, linear attention (arXiv 2504.13173 eq. 8)."""
+    """Dot product, L = -<y, v>: Hebbian learning, linear attention (arXiv 2504.13173 eq. 8).
+
+    Choose it for speed, or as the baseline of what correcting errors is worth: the gradient does not look at the
+    memory, so chunks change nothing for a matrix, but what is written twice counts twice.
+    """
 
     clip: bool = False
 
@@ -25,7 +29,11 @@ class Dot(Bias):
 
 @dataclass(frozen=True)
 class L2(Bias):
-    """Least squares, L = 1/2 ||y - v||^2: the delta rule (arXiv 2504.13173 eq. 9)."""
+    """Least squares, L = 1/2 ||y - v||^2: the delta rule (arXiv 2504.13173 eq. 9).
+
+    Choose it first: what is stored is corrected instead of added to, and every closed form and most published models
+    are made for it. The step grows with the error, so for values with outliers see `Huber`.
+    """
 
     clip: bool = False
 

@@ -18,10 +18,13 @@ EPS = 1e-2
 
 @dataclass(frozen=True)
 class Robust(Bias):
-    """L = max over ||dv|| <= Delta_t of 1/2 ||r - dv||^2 = 1/2 ||r||^2 + Delta_t ||r|| + 1/2 Delta_t^2, r = y - v.
+    """L = max_{||dv|| <= Delta_t} 1/2 ||r - dv||^2 = 1/2 (||r|| + Delta_t)^2, r = y - v (arXiv 2504.13173 eq. 17).
 
     Least squares against the worst value within Delta_t of the one seen (arXiv 2504.13173 eq. 17). The gradient is
     r + Delta_t r / ||r||, with ||r|| smoothed at 0, where the paper's has no derivative.
+
+    Choose it where every value may be off by about the same known amount, in an unknown direction. Against single
+    outliers choose `Huber`: here the step grows with the error, and is larger than that of `L2`.
 
     Args:
         clip: shorten each token's gradient to norm sqrt(d).

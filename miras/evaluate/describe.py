@@ -1,31 +1,38 @@
-"""The variants in words and formulas: what `miras list` and `miras explain` show."""
+"""The axes and the variants in words and formulas: what `miras list` and `miras explain` show."""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import json
 import math
-from typing import Any
+import textwrap
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from miras.attention import Attention
 from miras.engines import explain
 from miras.errors import UsageError
 from miras.gates import Gate
 from miras.mixer import Mixer
+from miras.registry import Axis, choices, to_config
 from miras.rule import Rule
 from miras.variants import VARIANTS, variant
 
+# Written by tests/oracles/measure.py: {variant: {oracle, error}}.
+ORACLES = Path(__file__).with_name("oracles.json")
 AXES = ("memory", "bias", "retention", "algorithm")
 
 
 def rows() -> list[dict[str, Any]]:
     """The table of variants as plain values: name, the four choices, update, engines, oracle, error.
 
-    `error` is the largest deviation measured against the oracle; None: not measured.
+    `error` is the largest deviation measured against the oracle, of outputs, memory and gradients, in float64.
     """
-    table = []
+    table, oracles = [], json.loads(ORACLES.read_text(encoding="utf-8"))
     for name, entry in VARIANTS.items():
-        mixer = variant(name)
-        row = {"name": name, **mixer.describe(), "engines": engines(mixer), "oracle": entry.oracle, "error": None}
-        table.append(row)
+        mixer, known = variant(name), oracles.get(name, {"oracle": None, "error": None})
+        table.append({"name": name, **mixer.describe(), "engines": engines(mixer), **known, "paper": entry.paper})
     return table
 
 
@@ -34,6 +41,61 @@ def engines(mixer: Mixer) -> list[str]:
     if isinstance(mixer, Rule):
         return [name for name, said in explain(mixer).items() if said in ("chosen", "possible")]
     return ["sdpa"]
+
+
+class Part(NamedTuple):
+    """A class of an axis as its docstring tells it.
+
+    Attributes:
+        name: of the class.
+        formula: the docstring's first line, with the equation or the paper.
+        arguments: {name: default}, as in a configuration.
+        intuition: the paragraphs after the formula, lines as they are; empty: none.
+        choose: the paragraph that begins "Choose it", on one line.
+        meaning: {argument: what it is}, each on one line.
+    """
+
+    name: str
+    formula: str
+    arguments: dict[str, Any]
+    intuition: str
+    choose: str
+    meaning: dict[str, str]
+
+
+def parts(axis: str) -> list[Part]:
+    """What exists on one of `AXES`, in order of definition."""
+    base = next(cls for cls in Axis.__subclasses__() if getattr(cls, "axis", None) == axis)
+    return [_part(cls) for cls in choices(base).values()]
+
+
+def axes() -> dict[str, list[dict[str, Any]]]:
+    """What exists on each axis as plain values: name, formula, arguments."""
+    return {a: [{"name": p.name, "formula": p.formula, "arguments": p.arguments} for p in parts(a)] for a in AXES}
+
+
+def _part(cls: type[Axis]) -> Part:
+    formula, _, rest = (inspect.getdoc(cls) or cls.__name__).partition("\n")
+    body, _, args = rest.partition("\nArgs:\n")
+    paragraphs = body.strip("\n").split("\n\n")
+    choose = [p for p in paragraphs if p.startswith("Choose it ")]
+    intuition = "\n\n".join(p for p in paragraphs if p not in choose)
+    config, arguments = to_config(cls()), {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        arguments[field.name] = config[field.name] if callable(field.default) else field.default
+    return Part(cls.__name__, formula, arguments, intuition, " ".join(" ".join(choose).split()), _meaning(args))
+
+
+def _meaning(args: str) -> dict[str, str]:
+    """The entries of an "Args:" section; an entry goes on where lines are indented further."""
+    entries: dict[str, str] = {}
+    name = ""
+    for line in textwrap.dedent(args).splitlines():
+        if not line[:1].isspace() and ": " in line:
+            name, _, line = line.partition(": ")
+        if name:
+            entries[name] = f"{entries.get(name, '')} {line.strip()}".strip()
+    return entries
 
 
 def explanation(title: str, mixer: Mixer, heads: int, head_dim: int) -> str:

@@ -16,7 +16,10 @@ from miras.weights import COLUMNS, ROWS, Leaf, Outer, Weights, mv
 
 @dataclass(frozen=True)
 class Linear(Memory):
-    """The matrix memory M(W, x) = W x of linear attention and DeltaNet.
+    """M(W, x) = W x: the matrix memory of linear attention and DeltaNet (arXiv 2504.13173 table 1).
+
+    Choose it first: it is the smallest memory that associates, all engines know it, at chunk 1 in an exact parallel
+    form, and most published models have it. In the paper's ablation of Yaad (its table 4) it does worse than `MLP`.
 
     Args:
         gated: which side channel gates act on, the keys (columns of W: GLA, KDA, RWKV-7) or the values (rows).
@@ -46,7 +49,10 @@ class Linear(Memory):
 
 @dataclass(frozen=True)
 class Vector(Memory):
-    """The vector memory M(w, x) = w (.) x: one number per channel, kept as a matrix of one column.
+    """M(w, x) = w (.) x: one number per channel, kept as a matrix of one column (arXiv 2504.13173 section 4).
+
+    Choose it for the smallest state there is, or to see what a matrix adds: it scales channels and cannot associate one
+    with another.
 
     Args:
         start: "zero" or "learned", as for `Linear`.

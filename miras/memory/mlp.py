@@ -47,6 +47,10 @@ class MLP(Deep):
     W1 is the outermost matrix, W_k reads the key. The scale and shift of LN are slow parameters. Initial entries have
     std 1 where a unit-norm key is read, so that pre-activations are of order 1, and 1/sqrt(h) behind a hidden layer.
 
+    Choose it where quality counts for more than speed: it is the memory of the paper's three models and of Titans. It
+    wants `rate="input"` and decay to the initial memory, and on a CPU it trains several times slower than attention at
+    short context.
+
     Args:
         layers: number of matrices k.
         expansion: hidden size over value size.

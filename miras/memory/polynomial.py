@@ -20,12 +20,15 @@ from miras.weights import COLUMNS, ROWS, Leaf, Outer, Weights, mv
 
 @dataclass(frozen=True)
 class Polynomial(Memory):
-    """M(W, x) = W phi(x), phi the monomials of degree 1 to p, <phi(x), phi(y)> = sum_{n=1}^p (x.y)^n / n! / c.
+    """M(W, x) = W phi(x), all monomials to degree p, phi(x).phi(y) = sum_n (x.y)^n / n! / c (arXiv 2505.23735).
 
-    c = sum_n 1 / n! makes phi of a unit vector a unit vector, so that steps are those of `Linear`, which degree 1 is;
-    without a constant among the features, keys that are orthogonal stay so. Of d key channels there are d (d + 3) / 2
-    features of degree 2 and about d^3 / 6 of degree 3: more associations fit, in a larger state. Channel gates act on
-    the values (rows of W).
+    n runs from 1 to p, and c = sum_n 1 / n! makes phi of a unit vector a unit vector, so that steps are those of
+    `Linear`, which degree 1 is; without a constant among the features, keys that are orthogonal stay so. Of d key
+    channels there are d (d + 3) / 2 features of degree 2 and about d^3 / 6 of degree 3: more associations fit, in a
+    larger state. Channel gates act on the values (rows of W).
+
+    Choose it where a matrix is too small for what has to be associated and a state that many times larger is
+    affordable: it is linear in its weights, so it learns as `Linear` does.
 
     Args:
         degree: 1, 2 or 3.

@@ -41,6 +41,10 @@ class Bregman(SlopedRetention):
       and multiply large ones, so that few weights become large.
     * `potential="entropy"`: g = exp(a), exponentiated gradient. Entries stay positive: `KL` without its sum.
 
+    Choose it by the range that entries shall have: bounded ("logistic"), of both signs with few large ones
+    ("hypentropy") or positive ("entropy"). Its limits on eta are those of stability; no model has been compared with it
+    here.
+
     Args:
         potential: "logistic", "hypentropy" or "entropy".
         to: "zero" (entries g(0): 2 s, 0, s) or "initial".

@@ -77,6 +77,9 @@ class FDivergence(SimplexRetention):
     * `f="reverse_kl"`: g = 1/(1 - x), and `f="hellinger"`: g = 1/(1 - x)^2. Small entries stay alive, they shrink as
       1/|x| and 1/x^2 only; but a few entries soon hold most of the mass, those of a fresh memory already.
 
+    Choose it as a relative of `KL`: "chi2" where weights shall become exactly zero, the last two where small ones shall
+    stay alive. For "kl" itself choose `KL`, whose normaliser needs no search.
+
     Args:
         f: "kl", "chi2", "reverse_kl" or "hellinger".
         to: "zero" (the uniform simplex) or "initial".
@@ -112,6 +115,9 @@ class LocalFDivergence(Retention):
     By its letter: zeta_t is one number per matrix, all of whose entries together add up to a constant. Carried as
     log W; not linear in it, so that only the token loop runs it. A factor is at least 1e-6: what "chi2" sets to zero
     stays near zero. Nothing decays, because eq. 18 has no global term.
+
+    Choose it to study eq. 18 as printed, on short sequences, since it runs token by token; `FDivergence` is the form
+    that trains in parallel.
 
     Args:
         f: as for `FDivergence`.

@@ -27,6 +27,9 @@ class ElasticNet(SlopedRetention):
     The minimiser of 1/2 ||W - A||^2 + gamma ||W||_1: small entries of the dual are exactly zero in the weights, but
     remembered. The paper's arctan surrogate of S has no zeros and is not offered.
 
+    Choose it where a single small write shall not be read until it is repeated: sparse weights, and still linear in the
+    dual, so that it trains in parallel.
+
     Args:
         gamma: threshold over the initial standard deviation of the matrix' entries (over 1 where it starts at zero).
         to: "zero" or "initial".
@@ -56,6 +59,9 @@ class LocalElasticNet(Retention):
     A gradient step that both norms of W and the distance from W_{t-1} hold back; alpha_t is the paper's lambda. Every
     token takes gamma off every entry, and what is zero is forgotten: not linear in any dual, so that only the token
     loop runs it. Carried as W/s, s the initial standard deviation of the matrix' entries (1 where it starts at zero).
+
+    Choose it where what is not repeated shall be forgotten for good; it runs token by token, so for studies and short
+    sequences. With a deep memory keep gamma far below one over the length.
 
     Args:
         gamma: threshold over s. An entry that is never written vanishes within 1/gamma tokens or so, and a normalised

@@ -28,6 +28,9 @@ class Lq(SlopedRetention):
 
     q = 2 is `L2` for both.
 
+    Choose it for Moneta, or to study q. `link="paper"` is what was trained here; the corrected `"mirror"` cubes the
+    entries of A at q = 4 and diverged in a wider model (`docs/log.md`).
+
     Args:
         q: exponent, greater than 1; the paper's Moneta has 4.
         link: "paper" or "mirror".

@@ -19,6 +19,8 @@ class Sphere(SlopedRetention):
     so that r = s sqrt(columns) is the norm that rows begin with. Only directions are read: a step turns a row by its
     size relative to that row of A. Lattice (arXiv 2504.05646) steps orthogonally to the row, then renormalises it.
 
+    Choose it where norms must not drift over long sequences, as in LaCT; what the norm of a row could say is lost.
+
     Args:
         to: "zero" (directions stay, and later steps turn them more) or "initial".
     """

@@ -16,9 +16,12 @@ from miras.weights import Leaf
 
 @dataclass(frozen=True)
 class TwoSided(Retention):
-    """W_t = (beta_t alpha_t^T) (.) W_{t-1} - step_t: alpha_t decays keys (columns), beta_t values (rows) (DFW).
+    """W_t = (beta_t alpha_t^T) (.) W_{t-1} - step_t: alpha_t decays keys, beta_t values (DFW, arXiv 2210.04243).
 
-    Decaying fast weights, arXiv 2210.04243; table 1 of arXiv 2504.13173. For a matrix memory.
+    Decaying fast weights, a row of table 1 of arXiv 2504.13173. Keys are columns, values rows of a matrix memory.
+
+    Choose it where channels of keys and of values shall be forgotten at rates of their own. It runs in parallel with
+    `Dot` and gradient descent only, else token by token.
 
     Args:
         to: must be "zero".

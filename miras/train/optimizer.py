@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from miras.layer import GateMaker
+from miras.sources import GateMaker
 
 BETAS = (0.9, 0.95)
 LAST_RATE = 0.1

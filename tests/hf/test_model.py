@@ -19,10 +19,10 @@ from miras.bias import L1, Custom, Huber, Lp, Robust
 from miras.errors import UsageError
 from miras.gates import ETA
 from miras.hf import MirasConfig, MirasForCausalLM, MirasModel
-from miras.layer import SHORTEST
 from miras.memory import MLP, Linear, Polynomial, SwiGLU, Vector
 from miras.model import INIT_STD, Block
 from miras.retention import KL, L2, Lq
+from miras.sources import SHORTEST
 
 VOCAB = 29
 

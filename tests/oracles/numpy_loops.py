@@ -426,22 +426,14 @@ def atlas(x, window, chunk=1, to="zero", coefficients=MUON, eps=1e-7):
     return np.stack(outputs), {n: w[n] - home[n] for n in w}
 
 
-def sphere(name, a):
-    """Rows of the norm that random initial rows have, std sqrt(columns), std that of `mlp`'s initial entries."""
-    std = 1 / math.sqrt(a.shape[1]) if name == "w1" else 1.0
-    return a / np.sqrt(np.mean(a * a, 1, keepdims=True) / std**2 + 1e-6)
-
-
-def lact(x, chunk, coefficients=LACT, link=None):
+def lact(x, chunk, coefficients=LACT, eps=1e-5):
     """LaCT (arXiv 2505.23884), prenorm: read with what earlier chunks wrote; sums are kept, their rows renormalised.
 
-    The memory after the last token is the sum, without what the running chunk has gathered. `link` maps a matrix' sum
-    to its weights; None is the published code: rows get the length they began with, over their own + 1e-5, but the
-    first chunk reads the initial matrices as they are.
+    Rows get the length they began with over their own + eps, but the first chunk reads the initial matrices as they
+    are. The memory after the last token is the sum, without what the running chunk has gathered.
     """
-    total = {n: x[n] for n in ("w1", "w2", "w3")}
+    w = total = {n: x[n] for n in ("w1", "w2", "w3")}
     length = {n: np.sqrt(np.sum(a * a, 1, keepdims=True)) for n, a in total.items()}
-    w = {n: link(n, a) for n, a in total.items()} if link else total
     s, gathered, outputs = zeros_like(w), zeros_like(w), []
     for t in range(len(x["q"])):
         outputs.append(swiglu(w, x, x["q"][t]))
@@ -451,10 +443,8 @@ def lact(x, chunk, coefficients=LACT, link=None):
             theta = np.mean(x["theta"][t + 1 - chunk : t + 1]) if "theta" in x else 0.0
             s = {n: gathered[n] + theta * s[n] for n in w}
             gathered = zeros_like(w)
-            for n in w:
-                total = total | {n: total[n] + newton_schulz(s[n], coefficients)}
-                own = np.sqrt(np.sum(total[n] ** 2, 1, keepdims=True)) + 1e-5
-                w = w | {n: link(n, total[n]) if link else total[n] / own * length[n]}
+            total = {n: total[n] + newton_schulz(s[n], coefficients) for n in w}
+            w = {n: a / (np.sqrt(np.sum(a * a, 1, keepdims=True)) + eps) * length[n] for n, a in total.items()}
     return np.stack(outputs), total
 
 

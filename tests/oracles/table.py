@@ -271,7 +271,7 @@ ORACLES = {
         LOOPS["lact"],
         "q k v eta [theta] w1 w2 w3",
         "LaCT's w0, w1, w2 are w3, w1, w2; one eta for all three; one momentum a chunk, the mean of theta; memory "
-        "returned before its rows are scaled; `link` for another scaling than the published one",
+        "returned before its rows are scaled; eps, 1e-5 there, is 0 in the comparison",
         constants={"chunk": 4},
     ),
 }

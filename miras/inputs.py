@@ -1,0 +1,50 @@
+"""How a layer makes what a rule reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from miras.errors import UsageError
+
+WORDS = {
+    "alpha": ("layer", "head", "channel", "none", "retnet", "lightning", "dt"),
+    "eta": ("layer", "head", "one", "dt"),
+    "key": ("own", "forgotten"),
+    "query": ("own", "corrected"),
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What belongs to a model but not to its memory's update; `MirasLayer` reads it, `miras.run` does not.
+
+    Args:
+        alpha: retention: "layer", per head or channel as the layer is told; "head" and "channel", always so; "none", 1;
+            constant per head as in RetNet, 1 - 2^(-5 - h), or in Lightning attention, exp(-8 h / H); "dt", Mamba2's
+            exp(-A dt).
+        eta: learning rate: "layer"; "head", always per head; "one"; "dt", Mamba2's time step.
+        key: "own", a map of the token, or "forgotten", 1 - alpha (HGRN2).
+        query: "own", or "corrected", q - d k with a learned d per head (Comba).
+
+    Raises:
+        UsageError: another word, or a tie of one gate alone.
+    """
+
+    alpha: Literal["layer", "head", "channel", "none", "retnet", "lightning", "dt"] = "layer"
+    eta: Literal["layer", "head", "one", "dt"] = "layer"
+    key: Literal["own", "forgotten"] = "own"
+    query: Literal["own", "corrected"] = "own"
+
+    def __post_init__(self) -> None:
+        for name, known in WORDS.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"Inputs: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if (self.alpha == "dt") != (self.eta == "dt"):
+            raise UsageError("Inputs: one time step makes both gates; write alpha='dt' and eta='dt'.")
+        if self.key == "forgotten" and self.alpha != "channel":
+            raise UsageError("Inputs: a key that is what was forgotten needs alpha='channel'.")
+
+
+# Every gate a map of its own.
+LEARNED = Inputs()
