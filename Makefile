@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test slow check bench
+.PHONY: help setup demo test slow check docs bench
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,9 @@ check: setup  ## format, lint, types and tests: what has to be green before a co
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+docs: setup  ## the map of the design space, from the docstrings: docs/design-space.md, docs/axes/
+	OMP_NUM_THREADS=1 $(BIN)/python docs/generate.py
 
 bench: setup  ## speed and memory of the layers on this machine
 	$(BIN)/python benchmarks/layers.py

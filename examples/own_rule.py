@@ -1,51 +1,21 @@
-"""A bias and a retention gate of one's own, in a model that trains on text and then writes some.
+"""The bias and the retention gate of own_axes.py, in a model that trains on text and then writes some.
 
 python examples/own_rule.py
 """
 
 import argparse
 import inspect
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
+from own_axes import Bounded, Cauchy
 
 import miras
 from miras.hf import MirasConfig, MirasForCausalLM
 
 
-@dataclass(frozen=True)
-class LogCosh(miras.bias.Bias):
-    """L = sum_j log cosh(r_j): quadratic for small errors, linear for large ones, smooth in between."""
-
-    clip: bool = False
-
-    def loss(self, y, v, gates):
-        r = (y - v).abs()
-        return (r + F.softplus(-2 * r) - torch.tensor(2.0).log()).sum(-1)
-
-    def grad(self, y, v, gates):
-        return torch.tanh(y - v)
-
-
-@dataclass(frozen=True)
-class SoftThreshold(miras.retention.MirrorRetention):
-    """W_t = sign(A_t) max(|A_t| - threshold, 0): what is not repeated is forgotten altogether."""
-
-    threshold: float = 0.01
-    to: Literal["zero", "initial"] = "initial"
-
-    def primal(self, dual, leaf):
-        return F.softshrink(dual, self.threshold)
-
-    def slope0(self, leaf):
-        return 1.0
-
-
 def main(steps: int) -> None:
     gd = miras.algorithm.GradientDescent(rate="input")
-    rule = miras.Rule(miras.memory.MLP(expansion=2), LogCosh(), SoftThreshold(), gd, chunk=16)
+    rule = miras.Rule(miras.memory.MLP(expansion=2), Cauchy(), Bounded(), gd, chunk=16)
     print(rule.formula_of_update, "| engine:", miras.plan(rule).name)
     model = MirasForCausalLM(MirasConfig(mixer=rule, hidden_size=64, num_hidden_layers=2, num_attention_heads=2))
     text = torch.tensor(list(inspect.getsource(argparse).encode()))

@@ -62,6 +62,7 @@ class Attention(Mixer):
             "algorithm": "non-parametric (Nadaraya-Watson)",
             "update": "M_t = M_{t-1} + {(k_t, v_t)}"
             + ("" if self.window is None else f" - {{(k, v) older than {self.window}}}"),
+            "inputs": "",
         }
 
     def state_bytes(self, heads: int, d_k: int, d_v: int, tokens: int) -> int:

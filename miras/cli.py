@@ -166,25 +166,45 @@ def generate(
     _write("\n")
 
 
-@main.command(name="list", epilog="Examples:\n\n  miras list\n\n  miras list --json")
-def list_variants(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+@main.command(name="list", epilog="Examples:\n\n  miras list\n\n  miras list --axes\n\n  miras list --json")
+def list_variants(
+    of_axes: Annotated[bool, typer.Option("--axes", help="What exists on each axis, instead of the variants.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """The variants: four choices each, the update, the engines, and what each is checked against."""
-    from miras.evaluate.describe import AXES, rows
+    from miras.evaluate.describe import AXES, axes, rows
 
-    table = rows()
+    table = axes() if of_axes else rows()
     if as_json:
         typer.echo(json.dumps(table, indent=2))
         return
-    grid = Table("name", *AXES, "engine", box=box.SIMPLE_HEAD, pad_edge=False)
+    if isinstance(table, dict):
+        typer.echo("\n\n".join(_axis(axis, parts) for axis, parts in table.items()))
+        return
+    grid = Table("name", *AXES, "engine", "checked against", "error", box=box.SIMPLE_HEAD, pad_edge=False)
     for row in table:
-        grid.add_row(row["name"], *(row[axis] for axis in AXES), row["engines"][0])
+        error = "" if row["error"] is None else f"{row['error']:.0e}"
+        oracle = row["oracle"] or "nothing yet"
+        grid.add_row(row["name"], *(row[axis] for axis in AXES), row["engines"][0], oracle, error)
     for column in grid.columns:
         column.overflow = "fold"
     # Where there is no terminal, rich would guess 80 columns and break the lines for nobody.
-    Console(width=None if sys.stdout.isatty() else 160).print(grid)
+    Console(width=None if sys.stdout.isatty() else 220).print(grid)
     typer.echo(
-        "One as formulas, with gates and sizes: miras explain NAME. All engines and the oracles: miras list --json"
+        "error: largest relative deviation of outputs, memory and all gradients from the implementation it is checked "
+        "against, in float64."
+        "\nOne as formulas, with gates and sizes: miras explain NAME. Updates and all engines: miras list --json"
+        "\nWhat else there is on each axis: miras list --axes"
     )
+
+
+def _axis(name: str, parts: list[dict[str, Any]]) -> str:
+    """An axis as lines: each class with its arguments, below it its formula."""
+    lines = [name]
+    for part in parts:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in part["arguments"].items())
+        lines += [f"  {part['name']}({arguments})", f"      {part['formula']}"]
+    return "\n".join(lines)
 
 
 @main.command(epilog="Examples:\n\n  miras explain yaad\n\n  miras explain memora --heads 16 --head-dim 64 --chunk 64")

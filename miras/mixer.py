@@ -23,7 +23,9 @@ class Mixer(Axis):
 
     @abstractmethod
     def describe(self) -> dict[str, str]:
-        """The four choices and the update, in words and formulas, under memory, bias, retention, algorithm, update."""
+        """The four choices and the update, in words and formulas, under memory, bias, retention, algorithm, update; and
+        what a layer's inputs to it are, where they are not all learned maps of their own, under inputs.
+        """
 
     @abstractmethod
     def state_bytes(self, heads: int, d_k: int, d_v: int, tokens: int) -> int:

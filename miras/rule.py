@@ -388,7 +388,9 @@ class Rule(Mixer):
 
     def describe(self) -> dict[str, str]:
         names = {"memory": self.memory, "bias": self.bias, "retention": self.retention, "algorithm": self.algorithm}
-        return {**{n: str(part) for n, part in names.items()}, "update": self.formula_of_update}
+        changed = {n: word for n, word in vars(self.inputs).items() if word != getattr(LEARNED, n)}
+        inputs = ", ".join(f"{n} {word}" for n, word in changed.items())
+        return {**{n: str(part) for n, part in names.items()}, "update": self.formula_of_update, "inputs": inputs}
 
     @property
     def formula_of_update(self) -> str:
@@ -399,6 +401,9 @@ class Rule(Mixer):
             return ", ".join(self.algorithm.law).replace("{keep}", keep)
         at = "alpha_t W_{t-1}" if self.gradient_at == "decayed" else "W_{t-1}" if self.chunk == 1 else "W_chunk"
         grad = f"grad L({at}; k_t, v_t)"
+        if isinstance(self.bias, Erase):
+            past = f"({at}) e_t" if " " in at else f"{at} e_t"
+            grad = f"({past} - v_t) k_t^T" if self.bias.along == "key" else f"({past} b_t^T - v_t k_t^T)"
         if self.window > 1:
             grad = f"sum_{{s = t-{self.window - 1}..t}} gamma_s grad L({at}; k_s, v_s)"
         if self.step_at == "chunk":

@@ -86,10 +86,32 @@ def test_generate_from_all_three_sources(run, tmp_path):
 def test_list():
     rows = json.loads(miras("list", "--json").stdout)
     assert [row["name"] for row in rows] == list(VARIANTS)
-    fields = {"name", "memory", "bias", "retention", "algorithm", "update", "engines", "oracle", "error", "paper"}
+    fields = {
+        "name",
+        "memory",
+        "bias",
+        "retention",
+        "algorithm",
+        "update",
+        "inputs",
+        "engines",
+        "oracle",
+        "error",
+        "paper",
+    }
     assert all(set(row) == fields and row["engines"] for row in rows)
     said = miras("list").stdout
     assert all(name in said for name in VARIANTS) and "Lq(to='initial')" in said
+
+
+def test_list_axes():
+    axes = json.loads(miras("list", "--axes", "--json").stdout)
+    assert list(axes) == ["memory", "bias", "retention", "algorithm"]
+    lp = next(part for part in axes["bias"] if part["name"] == "Lp")
+    assert lp["arguments"] == {"p": 3.0, "form": "smooth", "sharpness": 10.0, "clip": None}
+    said = miras("list", "--axes").stdout
+    assert all(part["formula"] in said for parts in axes.values() for part in parts)
+    assert "Lp(p=3.0, form='smooth'" in said and "eq. 10-11" in said
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -16,7 +16,7 @@ def run(name, *words):
 
 
 def test_every_example_is_run_here():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"own_rule.py", "stream.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"own_axes.py", "own_rule.py", "stream.py"}
 
 
 def test_a_rule_of_ones_own_learns_and_writes():

@@ -132,6 +132,8 @@ def _axes(mixer: Mixer, said: dict[str, str]) -> list[str]:
         if mixer.chunk > 1:
             at = f"the memory that a chunk of {mixer.chunk} tokens begins with"
         lines.append(f"  gradient   at {at}")
+        if said["inputs"]:
+            lines.append(f"  inputs     {said['inputs']}")
     return [*lines, ""]
 
 

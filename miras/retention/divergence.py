@@ -112,12 +112,12 @@ class FDivergence(SimplexRetention):
 class LocalFDivergence(Retention):
     """W_t = W_{t-1} (.) g(-zeta_t - step_t), g = (f')^{-1} (arXiv 2504.13173 eq. 18).
 
-    By its letter: zeta_t is one number per matrix, all of whose entries together add up to a constant. Carried as
-    log W; not linear in it, so that only the token loop runs it. A factor is at least 1e-6: what "chi2" sets to zero
-    stays near zero. Nothing decays, because eq. 18 has no global term.
+    By its letter: zeta_t is one number per matrix, all of whose entries together add up to a constant. Carried as log
+    W; not linear in it, so that with a step a token only the token loop runs it. A factor is at least 1e-6: what "chi2"
+    sets to zero stays near zero. Nothing decays, because eq. 18 has no global term.
 
-    Choose it to study eq. 18 as printed, on short sequences, since it runs token by token; `FDivergence` is the form
-    that trains in parallel.
+    Choose it to study eq. 18 as printed, on short sequences or with one step a chunk (`step_at="chunk"`), which alone
+    is fast; `FDivergence` is the form that trains in parallel with a step a token.
 
     Args:
         f: as for `FDivergence`.

@@ -57,11 +57,12 @@ class LocalElasticNet(Retention):
     """W_t = S_gamma(alpha_t W_{t-1} - step_t), S_g(a) = sign(a) max(0, |a| - g) (arXiv 2504.13173 eq. 22).
 
     A gradient step that both norms of W and the distance from W_{t-1} hold back; alpha_t is the paper's lambda. Every
-    token takes gamma off every entry, and what is zero is forgotten: not linear in any dual, so that only the token
-    loop runs it. Carried as W/s, s the initial standard deviation of the matrix' entries (1 where it starts at zero).
+    token takes gamma off every entry, and what is zero is forgotten: not linear in any dual, so that with a step a
+    token only the token loop runs it. Carried as W/s, s the initial standard deviation of the matrix' entries (1 where
+    it starts at zero).
 
-    Choose it where what is not repeated shall be forgotten for good; it runs token by token, so for studies and short
-    sequences. With a deep memory keep gamma far below one over the length.
+    Choose it where what is not repeated shall be forgotten for good, on short sequences or with one step a chunk
+    (`step_at="chunk"`), which alone is fast. With a deep memory keep gamma far below one over the length.
 
     Args:
         gamma: threshold over s. An entry that is never written vanishes within 1/gamma tokens or so, and a normalised
