@@ -32,5 +32,5 @@ check: setup  ## format, lint, types and tests: what has to be green before a co
 docs: setup  ## the map of the design space, from the docstrings: docs/design-space.md, docs/axes/
 	OMP_NUM_THREADS=1 $(BIN)/python docs/generate.py
 
-bench: setup  ## speed and memory of the layers on this machine
-	$(BIN)/python benchmarks/layers.py
+bench: setup  ## speed and memory of the layers on this machine, beside peers: runs/bench
+	$(BIN)/miras bench

@@ -235,6 +235,57 @@ def demo(
     run(Path(out), quick, seed)
 
 
+@main.command(
+    epilog="Examples:\n\n  miras bench\n\n  miras bench yaad memora --chunk 16,64 --threads 1"
+    "\n\n  miras bench yaad transformer --level model --time 256,8192 --sweep none"
+    "\n\n  miras bench yaad --sweep time --forward --peers sdpa\n\n  miras bench yaad moneta --decode --profile"
+)
+def bench(
+    models: Annotated[list[str] | None, typer.Argument(help="Variants (see miras list); some unless given.")] = None,
+    time: Annotated[str, typer.Option(help="Tokens of a sequence, several separated by commas.")] = "2048",
+    batch: Annotated[int, typer.Option(help="Sequences side by side.")] = 2,
+    dim: Annotated[int | None, typer.Option(help="Size of the stream; 256, for a model 128.")] = None,
+    heads: Annotated[int, typer.Option(help="Heads of each layer.")] = 4,
+    chunk: Annotated[str, typer.Option(help="Tokens per chunk, several separated by commas.")] = "64",
+    gates: Annotated[str, typer.Option(help="head or channel.")] = "head",
+    dtype: Annotated[str, typer.Option(help="float32, or bfloat16 for mixed precision.")] = "float32",
+    backward: Annotated[
+        bool, typer.Option("--backward/--forward", help="Forward and backward, or forward alone.")
+    ] = True,
+    level: Annotated[str, typer.Option(help="layer, or model for tokens to loss.")] = "layer",
+    layers: Annotated[int, typer.Option(help="Layers of a model.")] = 4,
+    sweep: Annotated[str, typer.Option(help="chunk (4 to 128), time (512 to 65,536) or none.")] = "none",
+    peers: Annotated[str, typer.Option(help="titans-pytorch, transformers, sdpa, or all, or none.")] = "all",
+    decode: Annotated[bool, typer.Option("--decode", help="Time one token after 1,024 and after 1,048,576.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Where the time of a call goes.")] = False,
+    memory: Annotated[bool, typer.Option("--memory/--no-memory", help="Peak memory, in a process each.")] = True,
+    rounds: Annotated[int, typer.Option(help="How often each is timed; medians are reported.", min=1)] = 5,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU if there is one.")] = None,
+    threads: Threads = None,
+    out: Annotated[str, typer.Option(help="Folder for bench.json and bench.svg.")] = "runs/bench",
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, seconds, for checks.")] = False,
+) -> None:
+    """Speed and memory of layers or models on this machine, beside peers and the machine's own matrix product.
+
+    All take turns in one run, so that other work on the machine falls on all alike.
+    """
+    times, chunks = _lengths(time, "--time"), _lengths(chunk, "--chunk")
+    if sweep not in ("chunk", "time", "none"):
+        raise UsageError(f"--sweep {sweep}: expected chunk, time or none.")
+    # The profiler would write lines of its own.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    _threads(threads)
+    import torch
+
+    from miras.bench.command import measure
+
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    sizes = {"batch": batch, "dim": dim, "heads": heads, "gates": gates, "dtype": dtype, "backward": backward}
+    sizes |= {"level": level, "layers": layers, "device": where}
+    options = {"rounds": rounds, "memory": memory, "profiled": profile}
+    measure(models, peers, sizes, times, chunks, sweep, decode, options, Path(out), quick)
+
+
 def _threads(count: int | None) -> None:
     """Settings that PyTorch's thread library reads while it is loaded, so before the first import of torch."""
     # Threads that wait by spinning make a step 50 times slower as soon as another process wants the cores.
@@ -246,10 +297,10 @@ def _threads(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
-def _lengths(text: str) -> list[int]:
+def _lengths(text: str, option: str = "--context") -> list[int]:
     words = text.split(",")
-    if not all(word.strip().isdecimal() for word in words):
-        raise UsageError(f"--context {text}: expected whole numbers separated by commas, such as 256,1024,4096.")
+    if not all(word.strip().isdecimal() and int(word) for word in words):
+        raise UsageError(f"{option} {text}: expected whole numbers separated by commas, such as 256,1024,4096.")
     return [int(word) for word in words]
 
 

@@ -89,7 +89,8 @@ class Rule(Mixer):
         window: tokens whose losses a token's gradient sums, itself and those before it, each weighted by its gate
             gamma (Atlas, arXiv 2505.23735).
         step_at: "token", the algorithm takes a step for every token, or "chunk", one for the sum of the chunk's eta_t
-            grad_t at its last token, which then also decays by all of its tokens (LaCT, arXiv 2505.23884).
+            grad_t at its last token, which then also decays by all of its tokens (LaCT, arXiv 2505.23884). With chunk 1
+            the field becomes "token".
         read_at: "after", a token reads with the weights it has left behind, or "before", with those it has found.
         inputs: how a layer makes gates, keys and queries for it; no part of the function.
 
@@ -125,6 +126,8 @@ class Rule(Mixer):
         for name, known in _WORDS.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"Rule: {name} must be {known[0]!r} or {known[1]!r}, got {getattr(self, name)!r}.")
+        if self.chunk == 1:
+            object.__setattr__(self, "step_at", "token")
         for conflict in self._conflicts():
             raise UsageError(f"Rule: {conflict}")
         object.__setattr__(self, "link_at", self._link_at())
@@ -138,7 +141,7 @@ class Rule(Mixer):
                 f"gradient_at='decayed' needs a retention whose link is the identity (NoRetention, L2); "
                 f"{self.retention} has another. Write gradient_at='previous'."
             )
-        if self.retention.singular_at_zero and any(leaf.std == 0 for leaf in self.leaves(8, 8).values()):
+        if self.retention.singular_at_zero and any(leaf.std == 0 for leaf in self.memory.leaves(8, 8).values()):
             yield (
                 f"{self.retention} is singular at a zero matrix, where {self.memory} starts. "
                 f"Write {type(self.memory).__name__}(start='learned')."
@@ -168,12 +171,12 @@ class Rule(Mixer):
                     f"got {self.bias}, {self.algorithm}, gradient_at={self.gradient_at!r}. Write window=1."
                 )
         if self.step_at == "chunk":
-            own = isinstance(self.algorithm, LeastSquares | MiniBatch | Implicit)
-            if own or self.algorithm.steps > 1 or self.gradient_at == "decayed" or isinstance(self.retention, TwoSided):
+            own = isinstance(self.algorithm, LeastSquares | MiniBatch | Implicit) or self.algorithm.steps > 1
+            if own or self.gradient_at == "decayed" or isinstance(self.retention, TwoSided):
                 yield (
-                    f"step_at='chunk' goes with neither {self.algorithm}, {self.retention} nor gradient_at='decayed'."
-                    if own or isinstance(self.retention, TwoSided)
-                    else "step_at='chunk' takes one step, at the memory before it: steps=1, gradient_at='previous'."
+                    "step_at='chunk' sums gradients at the memory before it for one step, which goes with neither "
+                    f"LeastSquares, MiniBatch, Implicit, several steps, TwoSided nor gradient_at='decayed', got "
+                    f"{self.algorithm}, {self.retention}, gradient_at={self.gradient_at!r}. Write step_at='token'."
                 )
 
     def _link_at(self) -> Literal["token", "chunk"]:
@@ -193,10 +196,9 @@ class Rule(Mixer):
     @property
     def gates(self) -> tuple[Gate, ...]:
         """Gates of all axes. Within a chunk gradients are stale: a key repeated C times is stepped C eta times, so eta
-        of a rule with chunk > 1 ranges to min(1, 16 / chunk), times the own limits of bias and retention.
+        ranges to min(1, 16 / chunk), times the own limits of bias and retention.
         """
-        own = self.bias.eta_limit * self.retention.eta_limit
-        limit = min(1.0, 16 / self.chunk) * own if self.chunk > 1 else 1.0
+        limit = min(1.0, 16 / self.chunk) * self.bias.eta_limit * self.retention.eta_limit
         gates = self.bias.gates + self.retention.gates + self.algorithm.gates
         gates += (GAMMA,) if self.window > 1 else ()
         return tuple(replace(g, high=limit, init=g.init * limit) if g.name == "eta" else g for g in gates)

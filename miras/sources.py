@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from miras.bias import Erase
 from miras.errors import UsageError
@@ -47,10 +49,9 @@ class ShortConv(nn.Module):
         state = state.to(x.dtype)
         if where.dense:
             past = torch.cat([state, x], 1)
-            # As a channels-last 2-D convolution: several times as fast on a CPU as conv1d or shifted products.
-            image = past.mT.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-            y = F.conv2d(image, self.weight.t()[:, None, None], groups=x.shape[-1])
-            return F.silu(y.squeeze(2).mT), past[:, where.length :]
+            y = _Convolved.apply(past, self.weight.to(past.dtype))
+            assert isinstance(y, Tensor)
+            return y, past[:, where.length :]
         source = torch.cat([x.flatten(0, 1), state.flatten(0, 1)])
         y = torch.zeros_like(x)
         for lag, weight in enumerate(self.weight.flip(0)):
@@ -59,6 +60,50 @@ class ShortConv(nn.Module):
         rows = torch.arange(where.rows, device=x.device)[:, None]
         last = where.count[:, None] + torch.arange(1 - self.width, 0, device=x.device)
         return F.silu(y), take(source, where.place(rows, last, self.width - 1))
+
+
+# Tokens that the convolution works on at a time: few enough for a CPU's cache to hold all taps of them.
+BLOCK = 64
+
+
+class _Convolved(torch.autograd.Function):
+    """silu(sum_j w_j x_{t + j}) for x [B, T + width - 1, C], w [width, C].
+
+    On a CPU block by block: PyTorch's own backward of a depthwise convolution takes three times as long.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        blocks = _blocks(x, weight)
+        return torch.cat([F.silu(_taps(x, weight, t, n)) for t, n in blocks], 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        grad_x, grad_weight = torch.zeros_like(x), torch.zeros_like(weight)
+        for t, n in _blocks(x, weight):
+            u = torch.ops.aten.silu_backward(grad[:, t : t + n], _taps(x, weight, t, n))
+            for j, tap in enumerate(weight):
+                grad_x[:, t + j : t + j + n].addcmul_(u, tap)
+                grad_weight[j] += (u * x[:, t + j : t + j + n]).sum((0, 1))
+        return grad_x, grad_weight
+
+
+def _blocks(x: Tensor, weight: Tensor) -> list[tuple[int, int]]:
+    """Begin and length of each block of outputs; elsewhere than on a CPU one for all."""
+    length = x.shape[1] - weight.shape[0] + 1
+    block = BLOCK if x.device.type == "cpu" else length
+    return [(t, min(block, length - t)) for t in range(0, length, block)]
+
+
+def _taps(x: Tensor, weight: Tensor, t: int, n: int) -> Tensor:
+    """The convolution at n tokens from t on."""
+    y = x[:, t : t + n] * weight[0]
+    for j, tap in enumerate(weight[1:], 1):
+        y.addcmul_(x[:, t + j : t + j + n], tap)
+    return y
 
 
 class GateMaker(nn.Module):
@@ -157,7 +202,8 @@ class Eraser(nn.Module):
         if self.rate is None:
             return {"erase": torch.sigmoid(self.scale) * k}
         erase = F.normalize(self.scale * k, dim=-1, eps=1e-6)
-        return {"erase": erase, "along": (self.rate(x) * erase).to(erase.dtype)}
+        rate = self.rate(x).repeat_interleave(k.shape[1] // x.shape[1], 1)  # one for all keys of a token
+        return {"erase": erase, "along": (rate * erase).to(erase.dtype)}
 
 
 class Sources(nn.ModuleDict):
@@ -185,7 +231,7 @@ class Sources(nn.ModuleDict):
             wide = gate.channel and (per if self._word(gate) == "layer" else self._word(gate)) == "channel"
             if wide and (reason := rule.channel_conflict(head_dim, head_dim)):
                 raise UsageError(f"MirasLayer: {reason}; write gates='head'.")
-            many = rule.algorithm.steps if gate.name == ETA.name else 1
+            many = 1 if gate in rule.retention.gates else rule.algorithm.steps
             init = self._init(gate, context) * many
             self[gate.name] = GateMaker(dim, heads * many, gate, head_dim if wide else 1, rank, init)
         self.tied = TimeStep(dim, heads) if rule.inputs.eta == "dt" else None
@@ -247,15 +293,21 @@ class Sources(nn.ModuleDict):
         if self.read_factor is not None:
             gates["rho"] = self.read_factor.t()[position % self.rule.chunk].clamp_min(0).unsqueeze(-1).to(like.dtype)
         if self.rule.algorithm.steps > 1:
-            each = gates["eta"].unflatten(2, (self.heads, -1))
-            gates["eta"] = each.movedim(3, 2).flatten(1, 2)
+            kept = {gate.name for gate in self.rule.retention.gates}
+            gates |= {n: self._of_steps(g) for n, g in gates.items() if n not in kept}
         if k is None:
             k = -torch.expm1(gates["log_alpha"]).to(q.dtype)
         if self.eraser is not None:
             gates |= self.eraser(x, k)
         if self.feedback is not None:
-            q = q - self.feedback * k
+            q = q - self.feedback * k[:, self.rule.algorithm.steps - 1 :: self.rule.algorithm.steps]
         return q, k, gates
+
+    def _of_steps(self, gate: Tensor) -> Tensor:
+        """A gate of n steps, [B, T, H n, w], as that of n T tokens, [B, n T, H, w]; a constant is the same for all."""
+        if gate.shape[2] == self.heads:
+            return gate.repeat_interleave(self.rule.algorithm.steps, 1)
+        return gate.unflatten(2, (self.heads, -1)).movedim(3, 2).flatten(1, 2)
 
     def _constant(self) -> list[float]:
         """Log decay per head: none, of RetNet log(1 - 2^(-5 - h)), of Lightning attention -8 h / H."""

@@ -62,6 +62,23 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     return torch.matmul(a, b).to(a.dtype)
 
 
+class Cast(NamedTuple):
+    """How autocast was set, for a derivative that is computed outside of it."""
+
+    device: str
+    enabled: bool
+    dtype: torch.dtype
+
+    @classmethod
+    def now(cls, device: str) -> Cast:
+        """As it is set for a kind of device."""
+        return cls(device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+
+    def again(self) -> torch.autocast:
+        """A context with it set again."""
+        return torch.autocast(self.device, self.dtype, self.enabled)
+
+
 def matmul_add(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     """total + a b for batches of two axes, in one pass over the result where nothing has to be cast."""
     if total is None:

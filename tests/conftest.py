@@ -16,6 +16,20 @@ settings.register_profile("miras", deadline=None, derandomize=True, max_examples
 settings.load_profile("miras")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--shard", default="1/1", metavar="I/N", help="run the I-th of N parts of the tests")
+
+
+def pytest_collection_modifyitems(config, items):
+    part, parts = map(int, config.getoption("--shard").split("/"))
+    if not 1 <= part <= parts:
+        raise pytest.UsageError(f"--shard {part}/{parts}: the part must be one of 1 to {parts}")
+    kept = items[part - 1 :: parts]
+    if len(kept) < len(items):
+        config.hook.pytest_deselected(items=[item for n, item in enumerate(items) if n % parts != part - 1])
+        items[:] = kept
+
+
 @pytest.fixture(autouse=True)
 def _deterministic():
     random.seed(0)

@@ -40,6 +40,7 @@ ORDER = (
     ("evaluate",),
     ("report",),
     ("demo",),
+    ("bench",),
     ("cli",),
     ("__main__",),
 )

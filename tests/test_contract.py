@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 
+import contract
 import pytest
 import torch
 from cases import (
@@ -14,7 +15,6 @@ from cases import (
     MEMORIES,
     RETENTIONS,
     RULES,
-    Tokens,
     as_leaves,
     assert_same,
     assert_same_states,
@@ -23,21 +23,21 @@ from cases import (
     draw_memory,
     draw_tokens,
     own,
-    product,
 )
+from contract import EXACT, engines_agree, state_in_flight, with_another_token
 from hypothesis import given
 from hypothesis import strategies as st
 
 import miras
 from miras import algorithm, bias, memory, retention, variants
 from miras.bias.huber import EPS
+from miras.errors import UsageError
 from miras.mixer import Mixer, mixer_from_config
 from miras.registry import choices, from_config, to_config
 from miras.rule import Rule
 from miras.state import tensors
 from miras.weights import Linearised, PerToken, Scaled, Unrolled
 
-EXACT = 1e-9  # engine against token loop, float64
 every_rule = pytest.mark.parametrize("case", RULES, ids=str)
 some_rules = pytest.mark.parametrize("case", FEW, ids=str)
 
@@ -55,6 +55,43 @@ def test_rules_cover_every_instance_of_every_axis():
     for name, instances in (("memory", MEMORIES), ("bias", BIASES), ("retention", RETENTIONS)):
         assert {getattr(case.rule, name) for case in RULES} == set(instances)
     assert {type(case.rule.algorithm) for case in RULES} == set(choices(algorithm.Algorithm).values())
+
+
+def test_every_two_classes_that_go_together_meet():
+    met, possible = set(), set()
+    for found, rules in ((met, [case.rule for case in RULES]), (possible, plain_rules())):
+        for rule in rules:
+            parts = (rule.memory, rule.bias, rule.retention, rule.algorithm)
+            found.update(itertools.combinations([type(part) for part in parts], 2))
+    assert not possible - met
+
+
+def plain_rules():
+    """Every choice of the four axes that goes together in the plain frame."""
+    for parts in itertools.product(*AXES.values()):
+        try:
+            yield Rule(*parts)
+        except UsageError:
+            continue
+
+
+def test_what_a_refusal_says_to_write_makes_a_rule():
+    names = {**vars(memory), **vars(algorithm)}
+    # Every 7th choice: all instances of every two axes meet in them.
+    for parts in list(itertools.product(*AXES.values()))[::7]:
+        chosen = dict(zip(("memory", "bias", "retention", "algorithm"), parts, strict=True))
+        for _ in range(5):
+            try:
+                Rule(**chosen)
+            except UsageError as refusal:
+                assert any(str(part) in str(refusal) for part in chosen.values()), refusal
+                said = str(refusal).rpartition(" Write ")[2].removesuffix(".")
+                written = eval(said.removeprefix("memory="), names)  # such as Linear(start='learned')
+                chosen["memory" if isinstance(written, memory.Memory) else "algorithm"] = written
+            else:
+                break
+        else:
+            raise AssertionError(f"no advice helps: {chosen}")
 
 
 # -- axes: closed forms -----------------------------------------------------------------------------------------------
@@ -207,70 +244,14 @@ def test_a_linearised_link_is_the_matrix_that_it_stands_for(simplex, slope):
 # -- engines: equal to the token loop ---------------------------------------------------------------------------------
 
 
-def state_in_flight(rule, weights, slow, channels=False):
-    """A state that two rows left in the middle of a chunk, at different places of it."""
-    with torch.no_grad():
-        mask = torch.arange(6) < torch.tensor([[6], [3]])
-        state = rule.init(weights, slow, batch=2)
-        return call(rule, draw_tokens(rule, time=6, channels=channels), state, mask=mask, engine="recurrence")[1]
-
-
-def outcome(rule, tokens, state, wrt, cotangents, engine):
-    """Outputs, state and outer gradients of one weighted sum of everything that comes out."""
-    y, after = call(rule, tokens, state, engine=engine)
-    floats = [x for x in (y, *own(after).values()) if x.is_floating_point()]
-    if not cotangents:
-        cotangents.extend(torch.randn_like(x) for x in floats)
-    total = sum((x * c).sum() for x, c in zip(floats, cotangents, strict=True))
-    return y, after, torch.autograd.grad(total, list(wrt.values()), materialize_grads=True, allow_unused=True)
-
-
-def assert_engines_agree(rule, tokens, state, wrt):
-    cotangents = []
-    y, after, grads = outcome(rule, tokens, state, wrt, cotangents, "recurrence")
-    for engine, said in miras.explain(rule).items():
-        if engine == "recurrence" or said not in ("chosen", "possible"):
-            continue
-        if engine == "exact" and any(g.shape[-1] > 1 for g in tokens.gates.values()):
-            engine = "auto"
-        got_y, got_after, got = outcome(rule, tokens, state, wrt, cotangents, engine)
-        assert_same(got_y, y, EXACT, "y")
-        assert_same_states(got_after, after, EXACT)
-        for name, a, b in zip(wrt, got, grads, strict=True):
-            assert_same(a, b, EXACT, f"gradient of {name}")
-
-
-def check_fresh(case):
-    tokens = draw_tokens(case.rule, channels=case.channels).map(torch.Tensor.requires_grad_)
-    weights, slow = ({n: w.requires_grad_() for n, w in part.items()} for part in draw_memory(case.rule))
-    state = case.rule.init(weights, slow, batch=2)
-    assert_engines_agree(case.rule, tokens, state, {**tokens.named(), **weights, **slow})
-
-
-def check_resumed(case):
-    tokens = draw_tokens(case.rule, time=7, channels=case.channels).map(torch.Tensor.requires_grad_)
-    state = as_leaves(state_in_flight(case.rule, *draw_memory(case.rule), case.channels))
-    named = {n: x for n, x in tensors(state).items() if x.is_floating_point()}
-    assert_engines_agree(case.rule, tokens, state, {**tokens.named(), **named})
-
-
 @every_rule
-def test_engine_equals_token_loop_from_the_initial_memory(case):
-    check_fresh(case)
+def test_engine_equals_token_loop_from_the_initial_memory_and_everything_has_a_gradient(case):
+    contract.from_the_start(case)
 
 
 @every_rule
 def test_engine_equals_token_loop_from_a_state_in_the_middle_of_a_chunk(case):
-    check_resumed(case)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("gate", RETENTIONS, ids=str)
-@pytest.mark.parametrize("mem", MEMORIES, ids=str)
-def test_engine_equals_token_loop_for_all_rules(mem, gate):
-    for case in product(mem, gate):
-        check_fresh(case)
-        check_resumed(case)
+    contract.from_the_middle(case)
 
 
 @given(data=st.data())
@@ -314,18 +295,11 @@ def test_causal(case):
     tokens = draw_tokens(rule, channels=case.channels)
     other = draw_tokens(rule, channels=case.channels)
     start = rule.init(*draw_memory(rule), batch=2)
-    changed = Tokens(*(joined(a, b, t, tokens.per(a)) for a, b in zip(tokens[:3], other[:3], strict=True)), {})
-    gates = {n: joined(g, other.gates[n], t, tokens.per(g)) for n, g in tokens.gates.items()}
-    changed = changed._replace(gates=gates)
+    changed = with_another_token(tokens, other, t)
     for engine in ("auto", "recurrence"):
         y, y_changed = (call(rule, x, start, engine=engine)[0] for x in (tokens, changed))
         assert_same(y_changed[:, :t], y[:, :t], 1e-12)
         assert not torch.equal(y_changed[:, t], y[:, t])
-
-
-def joined(a, b, t, n):
-    """a with its token t, of n entries, replaced by that of b."""
-    return torch.cat([a[:, : t * n], b[:, t * n : (t + 1) * n], a[:, (t + 1) * n :]], 1)
 
 
 @every_rule
@@ -340,20 +314,39 @@ def test_rows_are_independent_even_of_nan(case):
         assert_same_states(after_ill.index_select(torch.tensor([0])), after.index_select(torch.tensor([0])), 1e-13)
 
 
+# -- learning ---------------------------------------------------------------------------------------------------------
+
+
+@every_rule
+def test_a_pair_that_was_written_is_recalled_better(case):
+    contract.recall(case)
+
+
+def test_recall_is_promised_by_all_but_two_kinds_of_rules():
+    assert {contract.recall_not_promised(case.rule) for case in RULES} - {None} == {
+        "the printed link of Lq has degree 3 - q: a step that lengthens A may shorten W",
+        "the orthogonalised step of a chunk has norm 1 whatever eta is, beyond where a deep memory is linear",
+    }
+
+
+@every_rule
+def test_a_layer_takes_a_step_in_float32_and_under_autocast(case):
+    contract.training(case)
+
+
 # -- padding and packing: exactly as one by one -----------------------------------------------------------------------
 
 SPANS = ((0, 13), (5, 13), (0, 4), (3, 11), (6, 6))  # full, left-, right-padded, both, empty
 
 
-def one_by_one(rule, tokens, spans, state):
-    """Each row's span alone by the token loop: outputs per row, and the states."""
-    outputs, states = [], []
-    for row, (lo, hi) in enumerate(spans):
-        one = state.index_select(torch.tensor([row]))
+def one_by_one(rule, tokens, spans, states):
+    """Each row's span alone, from a state of its own, by the token loop: outputs per row, and the states."""
+    outputs, after = [], []
+    for row, ((lo, hi), one) in enumerate(zip(spans, states, strict=True)):
         y, one = call(rule, tokens.part(lo, hi, row), one, engine="recurrence") if lo < hi else (None, one)
         outputs.append(y)
-        states.append(one)
-    return outputs, states
+        after.append(one)
+    return outputs, after
 
 
 def assert_rows(y, state, expected, spans):
@@ -373,24 +366,25 @@ def test_padding_is_as_if_it_were_not_there(case):
     rule, rows = case.rule, len(SPANS)
     tokens = draw_tokens(rule, batch=rows, channels=case.channels)
     start = rule.init(*draw_memory(rule), batch=rows)
-    mask = torch.tensor([[lo <= t < hi for t in range(13)] for lo, hi in SPANS])
-    ill = with_nan_outside(tokens, mask)
-    expected = one_by_one(rule, tokens, SPANS, start)
     more, spans = (
         draw_tokens(rule, batch=rows, time=7, channels=case.channels),
         ((0, 7), (2, 7), (0, 7), (1, 6), (4, 7)),
     )
-    mask_more = torch.tensor([[lo <= t < hi for t in range(7)] for lo, hi in spans])
+    mask, mask_more = (
+        torch.tensor([[lo <= t < hi for t in range(time)] for lo, hi in where])
+        for time, where in ((13, SPANS), (7, spans))
+    )
+    whole = ((0, 7),) * rows
+    first = one_by_one(rule, tokens, SPANS, [start.index_select(torch.tensor([row])) for row in range(rows)])
+    # The rows are now at different places of their chunks, and go on with and without padding.
+    padded, unpadded = (one_by_one(rule, more, where, first[1]) for where in (spans, whole))
     for engine in ("auto", "recurrence"):
-        y, state = call(rule, ill, start, mask=mask, engine=engine)
-        assert_rows(y, state, expected, SPANS)
-        # The rows are now at different places of their chunks, and go on with and without padding.
-        stacked = state
-        y, after = call(rule, with_nan_outside(more, mask_more), stacked, mask=mask_more, engine=engine)
-        assert_rows(y, after, one_by_one(rule, more, spans, stacked), spans)
-        y, after = call(rule, more, stacked, engine=engine)
-        whole = ((0, 7),) * rows
-        assert_rows(y, after, one_by_one(rule, more, whole, stacked), whole)
+        y, state = call(rule, with_nan_outside(tokens, mask), start, mask=mask, engine=engine)
+        assert_rows(y, state, first, SPANS)
+        y, after = call(rule, with_nan_outside(more, mask_more), state, mask=mask_more, engine=engine)
+        assert_rows(y, after, padded, spans)
+        y, after = call(rule, more, state, engine=engine)
+        assert_rows(y, after, unpadded, whole)
 
 
 @every_rule
@@ -399,12 +393,14 @@ def test_packing_is_as_one_by_one(case):
     cuts = [0, 3, 4, 12, 14, 19]
     spans = list(itertools.pairwise(cuts))
     start = rule.init(*draw_memory(rule), batch=len(spans))
+    packs = [draw_tokens(rule, batch=1, time=19, channels=case.channels) for _ in range(2)]
+    expected, states = [], [start.index_select(torch.tensor([n])) for n in range(len(spans))]
+    for tokens in packs:  # the second goes on from states at different places of their chunks
+        expected.append(one_by_one(rule, tokens.map(lambda x: x.expand(len(spans), *x.shape[1:])), spans, states))
+        states = expected[-1][1]
     for engine in ("auto", "recurrence"):
         state = start
-        for _ in range(2):  # the second pack goes on from states at different places of their chunks
-            tokens = draw_tokens(rule, batch=1, time=19, channels=case.channels)
-            repeated = tokens.map(lambda x: x.expand(len(spans), *x.shape[1:]))
-            outputs, states = one_by_one(rule, repeated, spans, state)
+        for tokens, (outputs, states) in zip(packs, expected, strict=True):
             y, state = call(rule, tokens, state, cu_seqlens=torch.tensor(cuts), engine=engine)
             assert_same(y, torch.cat(outputs, 1), EXACT)
             for n, one in enumerate(states):
@@ -484,10 +480,11 @@ def test_float32_engine_is_as_precise_as_the_float32_token_loop(case):
     ill-conditioned one the ratio of two rounding errors is an accident."""
     excess: dict[str, list[float]] = {}
     for _ in range(4):
-        *problem, cotangent = float32_problem(case.rule, 45, eta=0.03, channels=case.channels)
+        *problem, cotangent = float32_problem(case.rule, 29, eta=0.03, channels=case.channels)
+        # The engine in float64 stands for the token loop, which it equals to 1e-9.
         exact, loop, engine = (
             in_precision(case.rule, *problem, dtype, name, cotangent)
-            for dtype, name in ((torch.float64, "recurrence"), (torch.float32, "recurrence"), (torch.float32, "auto"))
+            for dtype, name in ((torch.float64, "auto"), (torch.float32, "recurrence"), (torch.float32, "auto"))
         )
         for part in (0, 1):
             for name, expected in exact[part].items():
@@ -565,7 +562,7 @@ def test_values_may_have_another_size_than_keys(mem, loss):
     state = rule.init(weights, slow, batch=2)
     assert call(rule, tokens, state)[0].shape == (2, 13, 2, 6)
     assert {n: x.shape for n, x in rule.init(weights).slow.items()} == {n: x.shape for n, x in slow.items()}
-    assert_engines_agree(rule, tokens, state, tokens.named())
+    engines_agree(rule, tokens, state, tokens.named())
 
 
 def test_a_memory_that_starts_at_zero_needs_no_state():

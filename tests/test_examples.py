@@ -1,11 +1,19 @@
 """The examples run and say what they are meant to show."""
 
+import importlib.util
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cases import Case
+from contract import check
+
+from miras import algorithm, memory
+from miras.bias import Bias
+from miras.retention import Retention
+from miras.rule import Rule
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -33,3 +41,21 @@ def test_huber_is_robust_where_least_squares_is_not(corrupted):
     error = {name.strip(): float(x) for name, x in re.findall(r"^  (.{14}) (\S+)$", said, flags=re.MULTILINE)}
     assert error["Huber"] < 0.1
     assert (error["l_2"] > 1) == (corrupted != "0")
+
+
+def test_a_bias_and_a_gate_of_ones_own_keep_the_contract():
+    path = EXAMPLES / "own_axes.py"
+    assert len(path.read_text().splitlines()) <= 40
+    # The registry is global; it is left as it was for the tests that enumerate it.
+    known = dict(Bias.members), dict(Retention.members)
+    try:
+        spec = importlib.util.spec_from_file_location("own_axes", path)
+        own = sys.modules["own_axes"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(own)
+        for mem in (memory.MLP(), memory.SwiGLU(), memory.Linear(start="learned")):
+            for to, learner in (("initial", algorithm.GradientDescent("input")), ("zero", algorithm.Momentum("input"))):
+                for chunk in (1, 4):
+                    check(Case(Rule(mem, own.Cauchy(), own.Bounded(to=to), learner, chunk), channels=to == "zero"))
+    finally:
+        Bias.members, Retention.members = known
+        sys.modules.pop("own_axes", None)

@@ -20,7 +20,7 @@ class Bias(Axis):
 
     axis = "bias"
     gates: ClassVar[tuple[Gate, ...]] = ()
-    eta_limit: ClassVar[float] = 1.0  # largest eta at which a rule with chunks stays stable
+    eta_limit: ClassVar[float] = 1.0  # largest eta at which a rule stays stable
     clip: bool
 
     @abstractmethod

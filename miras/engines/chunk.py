@@ -1,29 +1,29 @@
 """The chunk engine: any rule that is linear in dual coordinates, C tokens at a time, equal to the token loop.
 
-Within a chunk the gradients do not depend on each other, so the rule's update is a linear recurrence in (dual, slots,
-grad_1 .. grad_C). Its coefficients come from running `Rule.update` itself on basis vectors, for all chunks at once and
-before the scan; the scan over chunks then only learns, and reads are done for many chunks together after it.
+The scan over chunks only learns; reads do not depend on each other and are done for some chunks together. Where outer
+gradients are wanted, the scan is `Scan`, which has a derivative of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from miras.algorithm import LinearAlgorithm
+from miras.engines.learn import Key, Scan, Task
 from miras.engines.ragged import cat, in_order, reassemble, running, split
+from miras.engines.unroll import Coefficients, Read, Write, all_coefficients, read_chunks, write_chunk
 from miras.gates import hole
-from miras.layout import Layout, grid
-from miras.retention import EuclideanRetention, MirrorRetention, SlopedRetention
-from miras.rule import Gates, Rule, State, token
-from miras.weights import Leaf, Linearised, Outer, PerToken, Scaled, Unrolled, Weight, Weights, along, matmul_add
+from miras.layout import Grid, Layout, grid
+from miras.retention import MirrorRetention
+from miras.rule import Gates, Rule, State
+from miras.weights import Leaf
 
-# Chunks whose states are held for reading at once: reads do not depend on each other, so they wait for each other's
-# company, and a long sequence does not keep all its states (unless it trains).
-SEGMENT = 64
+# Tokens whose reads are done together: enough to keep a machine busy, few enough for a CPU's cache.
+SEGMENT = 256
 
 
 def refuses(rule: Rule, gates: Gates | None = None) -> str | None:
@@ -68,212 +68,51 @@ def run(
     # A hole's gates are those of a token that keeps everything, so that no formula meets 0 / 0 on its way to `where`.
     gates = {n: cells.slots(g, hole(n)) for n, g in gates.items()}
     coefficients = all_coefficients(rule, leaves, gates, cells.keep)
-    ends = {n: c.write for n, c in coefficients.items()}
-    writes = split(Write(cells.slots(k), cells.slots(v), gates, ends, cells.keep), cells.sizes)
-    steps = range(len(cells.sizes))
-    segments = [steps[i : i + SEGMENT] for i in steps[::SEGMENT]]
-    sizes = [sum(cells.sizes[i] for i in segment) for segment in segments]
-    reads = split(Read(cells.slots(q), {n: c.read for n, c in coefficients.items()}), sizes)
+    chunks = Write(cells.slots(k), cells.slots(v), gates, {n: c.write for n, c in coefficients.items()}, cells.keep)
+    read = Read(cells.slots(q), {n: c.read for n, c in coefficients.items()})
+    together = max(1, SEGMENT // cells.chunk)
+    if _trains(rule, cells, state, coefficients, (q, k, v, *state.dual.values(), *state.home.values())):
+        return _learn_and_read(rule, leaves, state, chunks, read, cells, together)
 
-    state, finished = in_order(cells, state), []
-    outputs = []
-    for segment, read in zip(segments, reads, strict=True):
+    writes, steps = split(chunks, cells.sizes), range(len(cells.sizes))
+    segments = [steps[i : i + together] for i in steps[::together]]
+    reads = split(read, [sum(cells.sizes[i] for i in segment) for segment in segments])
+    state, finished, outputs = in_order(cells, state), [], []
+    for segment, queries in zip(segments, reads, strict=True):
         learned = []
         for _, chunk in zip(segment, writes, strict=False):
-            size = chunk.k.shape[0]
-            state = running(state, size, finished)
+            state = running(state, chunk.k.shape[0], finished)
             done, state = write_chunk(rule, leaves, state, chunk)
             learned.append(done)
-        outputs.append(read_chunks(rule, leaves, cat(learned), read))
+        outputs.append(read_chunks(rule, leaves, cat(learned), queries))
     return cells.tokens(torch.cat(outputs)), reassemble(cells, state, finished)
 
 
-class Ends(NamedTuple):
-    """Rows of the linear map from (dual, slots, grad_1 .. grad_C) to the dual and the slots at a chunk's end.
-
-    dual [M, H, 1 + S + C, w], slots [M, H, S, 1 + S + C, w]; origin [M, H, C, w] is the decay of the origin up to and
-    including each token where gradients are taken there, else None. w is 1 or the number of channels.
-    """
-
-    dual: Tensor
-    slots: Tensor
-    origin: Tensor | None
+def _trains(
+    rule: Rule, cells: Grid, state: State, coefficients: dict[str, Coefficients], tensors: Sequence[Tensor]
+) -> bool:
+    """Whether `Scan` runs it: outer gradients are wanted, of whole chunks from a chunk's start, with gates per head."""
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    whole = cells.index is None and state.aligned and len(cells.sizes) > 1
+    per_head = all(c.read.shape[-1] == 1 for c in coefficients.values())
+    return wanted and whole and per_head and rule.gradient_at == "previous"
 
 
-class Coefficients(NamedTuple):
-    """`Ends`, and the same map's rows for the dual that each token reads with, [M, H, C, 1 + S + C, w]."""
-
-    read: Tensor
-    write: Ends
-
-
-class Write(NamedTuple):
-    """What learning from a chunk of every running sequence needs: tokens [N, H, C, ...] and what was computed ahead."""
-
-    k: Tensor
-    v: Tensor
-    gates: dict[str, Tensor]
-    coefficients: dict[str, Ends]
-    keep: Tensor | None
-
-
-class Read(NamedTuple):
-    """What reading in some chunks needs: queries [M, H, C, d_k] and the duals' rows of coefficients."""
-
-    q: Tensor
-    coefficients: dict[str, Tensor]
-
-
-class Learned(NamedTuple):
-    """What reading in a chunk needs of learning from it: the state before it, the gradients as the algorithm sees them,
-    and where reads are linearised {leaf: (link(O), its slope)} at the chunk's origin.
-    """
-
-    before: State
-    grad: dict[str, Outer]
-    links: dict[str, tuple[Tensor, Tensor]]
-
-
-def all_coefficients(rule: Rule, leaves: dict[str, Leaf], gates: Gates, keep: Tensor | None) -> dict[str, Coefficients]:
-    """The coefficients of every chunk for every leaf; leaves without a channel axis see other gates than the rest."""
-    found: dict[bool, Coefficients] = {}
-    result = {}
-    for name, leaf in leaves.items():
-        if (channels := leaf.channel is not None) not in found:
-            found[channels] = _coefficients(rule, rule.leaf_gates(leaf, gates), keep)
-        result[name] = found[channels]
-    return result
-
-
-def _coefficients(rule: Rule, gates: dict[str, Tensor], keep: Tensor | None) -> Coefficients:
-    like = next(iter(gates.values()))
-    chunk, slots_n = like.shape[-2], rule.algorithm.slots
-    width, size = max(g.shape[-1] for g in gates.values()), 1 + slots_n + chunk
-    basis = (
-        torch.eye(size, dtype=like.dtype, device=like.device).unsqueeze(-1).expand(*like.shape[:-2], size, size, width)
-    )
-    dual, slots = basis[..., 0, :, :], tuple(basis[..., 1 + j, :, :] for j in range(slots_n))
-    origin, rows, decays = torch.ones_like(dual[..., :1, :]), [], []
-    for t in range(chunk):
-        now = token(gates, t)
-        held = None if keep is None else keep[:, t, None, None, None]
-        if t == 0 and rule.algorithm.resets:
-            # A chunk whose first slot is a hole began in an earlier call.
-            slots = tuple(_where(held, torch.zeros_like(x), x) for x in slots)
-        if rule.read_at == "before":
-            rows.append(dual)
-        new, new_slots = rule.update(dual, slots, basis[..., 1 + slots_n + t, :, :], now)
-        dual = _where(held, new, dual)
-        slots = tuple(_where(held, x, old) for x, old in zip(new_slots, slots, strict=True))
-        if rule.read_at == "after":
-            rows.append(dual)
-        if rule.gradient_at == "decayed":
-            origin = _where(held, rule.decay(origin, now), origin)
-            decays.append(origin)
-    slot_rows = torch.stack(slots, -3) if slots else like.new_zeros(*like.shape[:-2], 0, size, width)
-    return Coefficients(torch.stack(rows, -3), Ends(dual, slot_rows, torch.cat(decays, -2) if decays else None))
-
-
-def _where(held: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
-    return new if held is None else torch.where(held, new, old)
-
-
-def write_chunk(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Write) -> tuple[Learned, State]:
-    """Learn from one chunk of every running sequence: what its reads need, and the next state."""
-    links: dict[str, tuple[Tensor, Tensor]] = {}
-    origin = state.origin
-    if rule.gradient_at == "decayed":
-        anchor, origin = _decayed(leaves, state, chunk)
-    elif rule.link_at == "chunk":
-        assert isinstance(rule.retention, SlopedRetention)
-        full = rule.full(state.origin, state.home)
-        links = {n: rule.retention.linearise(full[n], leaf) for n, leaf in leaves.items()}
-        anchor = {n: weights for n, (weights, _) in links.items()}
-    else:
-        anchor = rule.link(state.origin, state.home, leaves)
-    grad = rule.surprise(anchor, state.slow, chunk.k, chunk.v, chunk.gates, leaves)
-    dual, slots = {}, {}
-    for n, leaf in leaves.items():
-        dual[n], slots[n] = _advance(state.dual[n], state.slots[n], grad[n], chunk.coefficients[n], leaf)
-    return Learned(state, grad, links), _next_state(rule, state, dual, slots, origin, chunk.keep)
-
-
-def read_chunks(rule: Rule, leaves: dict[str, Leaf], learned: Learned, read: Read) -> Tensor:
-    """Outputs [M, H, C, d_v] of any number of chunks at once."""
-    weights = {n: _read_weight(rule, leaf, learned, n, read.coefficients[n]) for n, leaf in leaves.items()}
-    return rule.read(weights, read.q, learned.before.slow)
-
-
-def _decayed(leaves: dict[str, Leaf], state: State, chunk: Write) -> tuple[Weights, dict[str, Tensor]]:
-    """The origin retained up to each token, as weights to take gradients at, and up to the chunk's end."""
-    weights: dict[str, Weight] = {}
-    origin = {}
-    for n, leaf in leaves.items():
-        decay = chunk.coefficients[n].origin
-        assert decay is not None
-        bases = (state.origin[n], state.home[n]) if state.home else (state.origin[n],)
-        weights[n] = Scaled(bases, decay.unsqueeze(-2), leaf.channel)
-        origin[n] = along(decay[..., -1, :], leaf.channel) * state.origin[n]
-    return weights, origin
-
-
-def _read_weight(rule: Rule, leaf: Leaf, learned: Learned, name: str, rows: Tensor) -> Weight:
-    """What each token of a chunk reads with, W_t."""
-    before, grad = learned.before, learned.grad[name]
-    bases = (before.dual[name], *before.slots[name])
-    coef, within = rows[..., : len(bases), :], grad.spread(rows[..., len(bases) :, :])
-    if rule.link_at == "token":
-        home = (before.home[name],) if before.home else ()
-        full = Unrolled(Scaled((*bases, *home), coef, leaf.channel), grad, within)
-        if isinstance(rule.retention, EuclideanRetention):
-            return full
-        return PerToken(rule.retention.primal(full.dense(), leaf))
-    if bases[0] is before.origin[name]:
-        # A_0 = O: alpha A_0 - O is one base with the coefficient alpha - 1.
-        coef = torch.cat([coef[..., :1, :] - 1, coef[..., 1:, :]], -2)
-    else:
-        bases = (*bases, before.origin[name])
-        coef = torch.cat([coef, -torch.ones_like(coef[..., :1, :])], -2)
-    change = Unrolled(Scaled(bases, coef, leaf.channel), grad, within)
-    return Linearised(*learned.links[name], change, leaf.simplex if rule.retention.on_simplex else None)
-
-
-def _advance(
-    dual: Tensor, slots: tuple[Tensor, ...], grad: Outer, coefficients: Ends, leaf: Leaf
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The dual and the slots at the chunk's end. In the state's own precision, whatever autocast does to reads."""
-    bases = (dual, *slots)
-
-    def combine(row: Tensor) -> Tensor:
-        *decays, coef = row.split([1] * len(bases) + [row.shape[-2] - len(bases)], -2)
-        total = None
-        for decay, base in zip(decays, bases, strict=True):
-            term = along(decay.squeeze(-2), leaf.channel) * base
-            total = term if total is None else total + term
-        coef = grad.spread(coef)
-        left, right = grad.left, grad.right
-        on_right = coef.shape[-1] > 1 and leaf.channel == -1
-        left, right = (left, right * coef) if on_right else (left * coef, right)
-        with torch.autocast(left.device.type, enabled=False):
-            return matmul_add(total, left.mT, right)
-
-    rows = coefficients.slots
-    return combine(coefficients.dual), tuple(combine(rows[..., j, :, :]) for j in range(len(slots)))
-
-
-def _next_state(
-    rule: Rule,
-    state: State,
-    dual: dict[str, Tensor],
-    slots: dict[str, tuple[Tensor, ...]],
-    origin: dict[str, Tensor],
-    keep: Tensor | None,
-) -> State:
-    if keep is None:
-        return replace(state, dual=dual, slots=slots, origin=dual, aligned=True)
-    # The tokens of a sequence are side by side, so a token in the last slot means that the chunk is complete.
-    full = keep[:, -1]
-    origin = {n: torch.where(full[:, None, None, None], a, origin[n]) for n, a in dual.items()}
-    return replace(
-        state, dual=dual, slots=slots, origin=origin, offset=(state.offset + keep.sum(1)) % rule.chunk, aligned=False
-    )
+def _learn_and_read(
+    rule: Rule, leaves: dict[str, Leaf], state: State, chunks: Write, read: Read, cells: Grid, together: int
+) -> tuple[Tensor, State]:
+    """All chunks by `Scan`."""
+    given: dict[Key, Tensor] = {("q",): read.q, ("k",): chunks.k, ("v",): chunks.v}
+    given |= {("gate", n): g for n, g in chunks.gates.items()}
+    for n in leaves:
+        ends = chunks.coefficients[n]
+        given |= {("row", n, j): row.squeeze(-1) for j, row in enumerate((ends.dual, *ends.slots.unbind(-3)))}
+        given["read", n] = read.coefficients[n]
+        given |= {("base", n, j): a for j, a in enumerate((state.dual[n], *state.slots[n]))}
+    given |= {("home", n): a for n, a in state.home.items()} | {("slow", n): x for n, x in state.slow.items()}
+    task = Task(rule, leaves, cells.sizes[0], together, tuple(given))
+    y, *after = Scan.apply(task, *given.values())
+    found = iter(after)
+    bases = {n: [next(found) for _ in range(1 + rule.algorithm.slots)] for n in leaves}
+    dual, slots = {n: b[0] for n, b in bases.items()}, {n: tuple(b[1:]) for n, b in bases.items()}
+    return cells.tokens(y), replace(state, dual=dual, slots=slots, origin=dual, aligned=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from miras.errors import UsageError
 from miras.memory.base import Memory, Pullback
-from miras.weights import Outer, Weights
+from miras.weights import Weights
 
 NORM_EPS = 1e-5
 
@@ -55,15 +55,20 @@ class Deep(Memory):
         return x + y if self.residual else y
 
     def vjp(self, weights: Weights, x: Tensor, slow: Mapping[str, Tensor]) -> tuple[Tensor, Pullback]:
-        y, core_pullback = self.core_vjp(weights, x)
-        norm_pullback = None
+        z, core_pullback = self.core_vjp(weights, x)
+        y, to_core = self.around(z, x, slow)
+        return y, lambda u: core_pullback(to_core(u))
+
+    def around(self, z: Tensor, x: Tensor, slow: Mapping[str, Tensor]) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """x + LN(z), and the way back from it to z."""
+        to_z: Callable[[Tensor], Tensor] = _same
         if self.norm:
-            y, norm_pullback = _layer_norm(y, _row(slow["norm_scale"]), _row(slow["norm_shift"]))
+            z, to_z = _layer_norm(z, _row(slow["norm_scale"]), _row(slow["norm_shift"]))
+        return (x + z if self.residual else z), to_z
 
-        def pullback(u: Tensor) -> dict[str, Outer]:
-            return core_pullback(u if norm_pullback is None else norm_pullback(u))
 
-        return (x + y if self.residual else y), pullback
+def _same(u: Tensor) -> Tensor:
+    return u
 
 
 def _row(slow: Tensor) -> Tensor:

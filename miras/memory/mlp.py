@@ -3,41 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from miras.errors import UsageError
+from miras.memory.activation import ACTIVATIONS
 from miras.memory.base import Pullback
 from miras.memory.deep import Deep
-from miras.weights import COLUMNS, ROWS, Leaf, Outer, Weights, mv, tmv
-
-
-class Activation(NamedTuple):
-    """A function and its backward (gradient of the output, input) -> gradient of the input, one pass each."""
-
-    forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor], Tensor]
-
-
-def _silu_backward(u: Tensor, a: Tensor) -> Tensor:
-    """PyTorch has no derivative of its own `silu_backward`, so it is written out: s (1 + a (1 - s)), s = sigmoid(a)."""
-    s = torch.sigmoid(a)
-    return u * (s * (1 + a * (1 - s)))
-
-
-def _gelu(approximate: Literal["none", "tanh"]) -> Activation:
-    backward = partial(torch.ops.aten.gelu_backward, approximate=approximate)
-    return Activation(partial(F.gelu, approximate=approximate), backward)
-
-
-# A backward must itself be differentiable, which the outer loop needs; that of gelu in PyTorch is.
-ACTIVATIONS = {"gelu": _gelu("none"), "gelu_tanh": _gelu("tanh"), "silu": Activation(F.silu, _silu_backward)}
+from miras.weights import COLUMNS, ROWS, Leaf, Outer, Weight, Weights, mv, tmv
 
 
 @dataclass(frozen=True)
@@ -112,11 +88,19 @@ class MLP(Deep):
             for i in range(1, self.layers + 1):
                 factors[f"w{i}"] = Outer(u, inputs[i])
                 if i < self.layers:
-                    du = tmv(weights[f"w{i}"], u)
-                    u = act.backward(du[..., :-1] if self.bias else du, before[i + 1])
+                    u = self._through(weights[f"w{i}"], u, before[i + 1])
             return factors
 
         return mv(weights["w1"], h), pullback
+
+    def _through(self, weight: Weight, u: Tensor, a: Tensor) -> Tensor:
+        """Back through one layer; a bias has no input that it could be passed to."""
+        act = ACTIVATIONS[self.activation]
+        if not self.bias:
+            return act.through(weight, u, a)
+        if isinstance(weight, Tensor):
+            return act.through(weight[..., :-1], u, a)
+        return act.backward(tmv(weight, u)[..., :-1], a)
 
     def _input(self, x: Tensor) -> Tensor:
         """What a matrix is multiplied by: x, with the coordinate 1 behind it where there are biases."""

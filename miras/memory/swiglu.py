@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from miras.errors import UsageError
+from miras.memory.activation import ACTIVATIONS
 from miras.memory.base import Pullback
 from miras.memory.deep import Deep
-from miras.memory.mlp import ACTIVATIONS
 from miras.weights import COLUMNS, ROWS, Leaf, Outer, Weights, mv, tmv
 
 SILU = ACTIVATIONS["silu"]

@@ -31,7 +31,7 @@ class Retention(Axis):
     on_simplex: ClassVar[bool] = False  # the link normalises along the simplex axis, where alpha must then be constant
     singular_at_zero: ClassVar[bool] = False  # the link has no finite slope at a zero matrix
     law: ClassVar[str] = ""  # the update with {step} in it, where it is not A_t = alpha_t A_{t-1} - step_t
-    eta_limit: ClassVar[float] = 1.0  # largest eta at which a rule with chunks stays stable
+    eta_limit: ClassVar[float] = 1.0  # largest eta at which a rule stays stable
 
     @abstractmethod
     def primal(self, dual: Tensor, leaf: Leaf) -> Tensor:

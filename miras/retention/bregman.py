@@ -15,7 +15,7 @@ from miras.weights import Leaf
 
 
 class Potential(NamedTuple):
-    """f by g = (f')^{-1}, in a unit in which g'(0) = 1; the largest eta at which a rule with chunks stays stable."""
+    """f by g = (f')^{-1}, in a unit in which g'(0) = 1; the largest eta at which a rule stays stable."""
 
     link: Callable[[Tensor], Tensor]
     eta_limit: float

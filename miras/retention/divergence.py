@@ -22,7 +22,7 @@ FLOOR = 1e-6
 
 class Divergence(NamedTuple):
     """f by f' and g = (f')^{-1}, which is convex with g(0) = 1; g' as a function of g, and g'(0); the largest eta at
-    which a rule with chunks stays stable, found as for `Bregman`.
+    which a rule stays stable, found as for `Bregman`.
     """
 
     derivative: Callable[[Tensor], Tensor]

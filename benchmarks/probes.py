@@ -1,0 +1,68 @@
+"""Two facts that the chunk engine is built on: what cold memory costs, and what recomputation costs and saves.
+
+python benchmarks/probes.py --threads 1
+"""
+
+import argparse
+from collections.abc import Callable
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from miras import MirasLayer
+from miras.bench.memory import high_water
+from miras.bench.timing import alternate
+from miras.variants import variant
+
+SIDE = 1 << 17  # numbers of a tensor of half a megabyte
+PLENTY = 256  # so many of them are far beyond any cache
+SEGMENT = 512  # tokens
+
+
+def traffic(rounds: int) -> None:
+    """An element-wise product of two tensors of 0.5 MB: hot into memory that is there, cold into fresh memory."""
+    a, b, out = (torch.randn(SIDE) for _ in range(3))
+    cold = list(torch.randn(PLENTY, SIDE))
+    calls: dict[str, Callable[[], object]] = {
+        "hot": lambda: [torch.mul(a, b, out=out) for _ in range(PLENTY // 2)],
+        "cold": lambda: [x * y for x, y in zip(cold[::2], cold[1::2], strict=True)],
+    }
+    found = {name: 1e6 * t.median / (PLENTY // 2) for name, t in alternate(calls, rounds).items()}
+    print(f"x * y of two 0.5 MB tensors: {found['hot']:.0f} us hot, {found['cold']:.0f} us cold into fresh memory")
+
+
+def segments(rounds: int, time: int = 2048) -> None:
+    """Yaad's layer, B = 2, D = 256, H = 4, chunk 64, whole and in segments whose activations are computed again."""
+    torch.manual_seed(0)
+    layer = MirasLayer(256, 4, variant("yaad", 64))
+    x = torch.randn(2, time, 256, requires_grad=True)
+
+    def whole() -> None:
+        layer(x)[0].square().mean().backward()
+
+    def again() -> None:
+        state, outputs = None, []
+        for piece in x.split(SEGMENT, 1):
+            y, state = checkpoint(layer, piece, state, use_reentrant=False)
+            outputs.append(y)
+        torch.cat(outputs, 1).square().mean().backward()
+
+    calls: dict[str, Callable[[], object]] = {"whole": whole, "segments": again}
+    found = alternate(calls, rounds)
+    for name, call in calls.items():
+        ms, peak = 1000 * found[name].median, high_water(call) / 1e6
+        print(f"Yaad forward and backward, {name}: {ms:.0f} ms, {peak:.0f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    traffic(options.rounds)
+    segments(options.rounds)
+
+
+if __name__ == "__main__":
+    main()

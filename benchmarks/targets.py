@@ -1,0 +1,335 @@
+"""What `miras` wants to reach on a CPU, and what was measured: benchmarks/results/cpu.md.
+
+    python benchmarks/targets.py --threads 1        # about ten minutes
+    python benchmarks/targets.py --quick --out -    # tiny sizes, for a check; its numbers mean nothing
+
+All entries of a part take turns in one run and medians are compared; peak memory is measured in a process for each. A
+ratio of times is "so many times as fast".
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from miras.bench.decode import decode
+from miras.bench.entries import PEERS, build, chunk_of, step, useful_flops
+from miras.bench.memory import available, peak_memory
+from miras.bench.progress import Steps
+from miras.bench.run import commit, machine
+from miras.bench.sizes import Sizes
+from miras.bench.timing import Timing, alternate, machine_calls, machine_speed
+from miras.errors import MirasError
+from miras.train.files import write_text
+from miras.train.summary import versions
+
+RESULTS = Path(__file__).parent / "results" / "cpu.md"
+DEEP = ("yaad", "moneta", "memora")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of everything, `layer` those of the targets; and how much is done."""
+
+    layer: Sizes
+    long: int
+    model: Sizes
+    model_times: tuple[int, ...]
+    model_tokens: int
+    contexts: tuple[int, int]
+    chunks: tuple[int, int]
+    rounds: int = 5
+    memory: bool = True
+
+
+FULL = Scale(Sizes(), 65_536, Sizes(level="model"), (256, 8192), 8192, (1024, 1_048_576), (64, 16))
+TINY = Sizes(batch=1, time=32, dim=16, heads=2, layers=1)
+QUICK = Scale(TINY, 64, TINY.with_(level="model"), (16, 32), 32, (64, 128), (8, 4))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A line of the table.
+
+    Attributes:
+        what: in words.
+        measured: the number, or None where it could not be measured.
+        bound: what it has to reach; None: it is only stated.
+        least: whether the bound is the least it may be, or the most.
+        unit: of the number.
+        note: what else there is to say.
+    """
+
+    what: str
+    measured: float | None
+    bound: float | None = None
+    least: bool = True
+    unit: str = "x"
+    note: str = ""
+
+    def row(self) -> tuple[str, str, str, str, str]:
+        """Cells of the table."""
+        wanted = "" if self.bound is None else f"at {'least' if self.least else 'most'} {self._said(self.bound)}"
+        if self.measured is None:
+            return self.what, wanted, "-", "not measured" if self.bound else "", self.note
+        met = self.bound is not None and (self.measured >= self.bound) == self.least
+        verdict = "" if self.bound is None else "met" if met else "**not met**"
+        return self.what, wanted, self._said(self.measured), verdict, self.note
+
+    def _said(self, value: float) -> str:
+        return f"{100 * value:.0f} %" if self.unit == "%" else f"{value:.2f} {self.unit}"
+
+
+@dataclass
+class Measured:
+    """Cases of one part: times, peaks, and why something is missing.
+
+    Attributes:
+        cases: {label: (entry, sizes)}.
+        timings: by label, as far as they were measured.
+        peaks: bytes by label, likewise.
+        notes: what is missing, by label.
+        ceiling: FLOP/s of the machine's own matrix product in the same run.
+    """
+
+    cases: Mapping[str, tuple[str, Sizes]]
+    timings: dict[str, Timing] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    ceiling: float = 0.0
+
+    def faster(self, label: str, than: str) -> float | None:
+        """How many times as fast, by the tokens of each."""
+        if label not in self.timings or than not in self.timings:
+            return None
+        return self.seconds(than) / self.seconds(label)
+
+    def smaller(self, label: str, than: str) -> float | None:
+        """Peak memory as a part of another's."""
+        return self.peaks[label] / self.peaks[than] if {label, than} <= self.peaks.keys() else None
+
+    def seconds(self, label: str) -> float:
+        """Median seconds of one token."""
+        return self.timings[label].median / self.cases[label][1].tokens
+
+    def of_ceiling(self, label: str) -> float | None:
+        """Useful FLOP/s as a part of the ceiling."""
+        flops = useful_flops(*self.cases[label])
+        if flops is None or label not in self.timings:
+            return None
+        return flops / self.timings[label].median / self.ceiling
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """A row for each case, for the second table."""
+        rows = []
+        for label, (name, sizes) in self.cases.items():
+            chunk = chunk_of(name, sizes)
+            where = (label, sizes.level, str(sizes.batch), f"{sizes.time:,}", "" if chunk is None else str(chunk))
+            if (timing := self.timings.get(label)) is None:
+                rows.append((*where, "-", "", "", "", "", self.notes.get(label, "")))
+                continue
+            part = self.of_ceiling(label)
+            peak = f"{self.peaks[label] / 1e6:,.0f}" if label in self.peaks else ""
+            numbers = (
+                f"{1000 * timing.median:,.0f}",
+                f"{100 * timing.spread:.0f} %",
+                f"{1 / self.seconds(label):,.0f}",
+            )
+            rows.append((*where, *numbers, "" if part is None else f"{100 * part:.0f} %", peak, PASSES[sizes.backward]))
+        return rows
+
+
+PASSES = {True: "forward + backward", False: "forward"}
+HEAD = ("case", "level", "B", "T", "chunk", "ms", "spread", "tokens/s", "of ceiling", "peak MB", "")
+
+
+def measure(
+    cases: Mapping[str, tuple[str, Sizes]], rounds: int, told: Callable[[str], None], memory: Sequence[str] = ()
+) -> Measured:
+    """Peak memory of the cases named, one process each, then the times of all in turn."""
+    found, calls = Measured(cases), {}
+    for label, (name, sizes) in cases.items():
+        try:
+            calls[label] = step(build(name, sizes), sizes)
+            if label in memory:
+                told(f"memory of {label}")
+                found.peaks[label] = peak_memory(name, sizes, torch.get_num_threads())
+        except MirasError as error:
+            found.notes[label] = str(error)
+            calls.pop(label, None)
+    any_sizes = next(iter(cases.values()))[1]
+    found.timings = alternate(calls, rounds, 1, any_sizes.device, told, machine_calls(any_sizes))
+    found.ceiling = machine_speed(found.timings, any_sizes)["flops_per_second"]
+    return found
+
+
+def layers(scale: Scale, told: Callable[[str], None]) -> tuple[Measured, list[Target]]:
+    """Whole layers, forward and backward, beside the peers."""
+    large, small = scale.chunks
+    sizes, fine = scale.layer.with_(chunk=large), scale.layer.with_(chunk=small)
+    cases = {
+        **{f"{name}": (name, sizes) for name in DEEP},
+        f"yaad, chunk {small}": ("yaad", fine),
+        "yaad, channel gates": ("yaad", sizes.with_(gates="channel")),
+        "gated_deltanet": ("gated_deltanet", scale.layer),
+        "transformer": ("transformer", scale.layer),
+        "titans-pytorch": ("titans-pytorch", sizes),
+        f"titans-pytorch, chunk {small}": ("titans-pytorch", fine),
+        "transformers": ("transformers", scale.layer),
+        "sdpa": ("sdpa", scale.layer),
+    }
+    seen = measure(cases, scale.rounds, told, list(cases) if scale.memory else ())
+    peer, finer, own = "titans-pytorch", f"titans-pytorch, chunk {small}", f"yaad, chunk {small}"
+    return seen, [
+        Target(f"Yaad against titans-pytorch's NeuralMemory, chunk {large}: speed", seen.faster("yaad", peer), 1.0),
+        Target("the same: peak memory", seen.smaller("yaad", peer), 1.0, least=False),
+        Target(f"Yaad against titans-pytorch's NeuralMemory, chunk {small}: speed", seen.faster(own, finer), 1.0),
+        Target("the same: peak memory", seen.smaller(own, finer), 1.0, least=False),
+        Target(f"Yaad's fraction of the float32 ceiling, chunk {large}", seen.of_ceiling("yaad"), unit="%"),
+        Target(f"Moneta's speed against Yaad's, chunk {large}", seen.faster("moneta", "yaad")),
+        Target(f"Memora's speed against Yaad's, chunk {large}", seen.faster("memora", "yaad")),
+        Target(
+            "Gated DeltaNet against transformers' in PyTorch: speed", seen.faster("gated_deltanet", "transformers"), 1.0
+        ),
+        Target("the same: peak memory", seen.smaller("gated_deltanet", "transformers"), 1.0, least=False),
+        Target("Yaad with channel gates against head gates: speed", seen.faster("yaad, channel gates", "yaad")),
+        Target("Yaad against attention (SDPA between linear maps): speed", seen.faster("yaad", "sdpa")),
+    ]
+
+
+def long(scale: Scale, told: Callable[[str], None]) -> tuple[Measured, list[Target]]:
+    """Cost per token of a long sequence against a short one; forward alone where a graph would not fit."""
+    short = scale.layer.with_(batch=1, chunk=scale.chunks[0])
+    told("memory of a short sequence")
+    need = peak_memory("yaad", short, torch.get_num_threads()) * scale.long / short.time if scale.memory else 0
+    fits = need < 0.7 * available(short.device)
+    short = short.with_(backward=fits)
+    cases = {"yaad, short": ("yaad", short), "yaad, long": ("yaad", short.with_(time=scale.long))}
+    seen = measure(cases, min(scale.rounds, 3), told, list(cases) if scale.memory else ())
+    ratio = seen.seconds("yaad, long") / seen.seconds("yaad, short")
+    note = PASSES[fits] if fits else f"forward alone: with a graph it would need {need / 1e9:.0f} GB"
+    what = f"Yaad's time per token at T = {scale.long:,} against {short.time:,}"
+    return seen, [Target(what, ratio, 1.1, least=False, note=note)]
+
+
+def models(scale: Scale, told: Callable[[str], None]) -> tuple[Measured, list[Target]]:
+    """A whole tiny model's tokens/s against the Transformer's."""
+    cases = {}
+    for time in scale.model_times:
+        sizes = scale.model.with_(time=time, batch=max(1, scale.model_tokens // time), chunk=scale.chunks[0])
+        cases |= {f"{name} model, T {time:,}": (name, sizes) for name in (*DEEP, "gated_deltanet", "transformer")}
+    seen = measure(cases, scale.rounds, told)
+    targets = []
+    for time in scale.model_times:
+        for name in DEEP:
+            ratio = seen.faster(f"{name} model, T {time:,}", f"transformer model, T {time:,}")
+            bound = 1.0 if time == scale.model_times[-1] else None
+            what = f"tiny {name.capitalize()} against the tiny Transformer, T = {time:,}: tokens/s"
+            targets.append(Target(what, ratio, bound))
+    return seen, targets
+
+
+def decoding(scale: Scale, told: Callable[[str], None]) -> tuple[list[dict[str, Any]], list[Target]]:
+    """One token of a tiny model after a short and after a long context."""
+    rows = decode(
+        [*DEEP, "gated_deltanet"], scale.model.with_(chunk=scale.chunks[0]), scale.contexts, 4 * scale.rounds, told
+    )
+    targets = []
+    for name in DEEP:
+        short, late = (row["ms"] for row in rows if row["name"] == name)
+        what = (
+            f"tiny {name.capitalize()}, ms per decoded token after {scale.contexts[1]:,} against {scale.contexts[0]:,}"
+        )
+        note = f"{late:.2f} against {short:.2f} ms"
+        targets.append(Target(what, late / short, 1.1, least=False, note=note))
+    return rows, targets
+
+
+def table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
+    """A table in markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def page(parts: Sequence[Measured], decoded: list[dict[str, Any]], targets: list[Target], command: str) -> str:
+    """The page of results."""
+    here, size = machine("cpu"), parts[0].cases["yaad"][1]
+    model = next(iter(parts[-1].cases.values()))[1]
+    cells = [
+        (
+            row["name"],
+            f"{row['context']:,}",
+            f"{row['ms']:.2f}",
+            f"{100 * row['spread']:.0f} %",
+            f"{row['state_bytes']:,}",
+        )
+        for row in decoded
+    ]
+    ceilings = ", ".join(f"{part.ceiling / 1e9:.0f}" for part in parts)
+    said = ", ".join(f"{name} {version}" for name, version in versions().items())
+    peers = "\n".join(f"* {name}: {peer.about}" for name, peer in PEERS.items())
+    return f"""# Targets on a CPU
+
+Layers: B = {size.batch}, T = {size.time:,}, D = {size.dim}, H = {size.heads}, float32, forward and backward, the whole
+layer. Models: `tiny`, D = {model.dim}, {model.layers} layers. A line with no target is only stated.
+
+{table([target.row() for target in targets], ("", "target", "measured", "", ""))}
+
+## What was measured
+
+Medians of calls in turn; "spread" is the slowest less the fastest over the median. The ceiling is the rate of a float32
+matrix product of 1,024 x 1,024 x 1,024 between the calls of the same part ({ceilings} GFLOP/s); FLOPs are the useful
+ones by the formula of `miras/bench/flops.py`, what is computed again counts once. Peak memory: resident set of a
+process of its own over its size before the call.
+
+{table([row for part in parts for row in part.rows()], HEAD)}
+
+Peers:
+
+{peers}
+
+Decoding one token, one sequence, tiny model; the state of the long context by setting its position:
+
+{table(cells, ("model", "context", "ms/token", "spread", "bytes of state"))}
+
+`{command}`, commit {commit() or "not known"}, {here["cpu"]}, threads: {here["threads"]}, {said}.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Target]:
+    """Measure all parts, print and write the page."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, once, for a check")
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory, which takes a process each")
+    parser.add_argument("--out", default=str(RESULTS), help="file for the page; - prints it only")
+    options = parser.parse_args(given)
+    torch.set_num_threads(options.threads)
+    scale = replace(QUICK if options.quick else FULL, memory=not options.no_memory)
+    scale = replace(scale, rounds=1 if options.quick else options.rounds)
+    with Steps(200 if not options.quick else 100) as steps:
+        parts, targets = [], []
+        for part in (layers, long, models):
+            measured, found = part(scale, steps)
+            parts.append(measured)
+            targets += found
+        decoded, found = decoding(scale, steps)
+    targets += found
+    text = page(parts, decoded, targets, shlex.join(["python", "benchmarks/targets.py", *given]))
+    print(text)
+    if options.out != "-":
+        write_text(Path(options.out), text)
+    return targets
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""A chunk as linear algebra: its coefficients, learning from it, and reading in many at once.
+
+Within a chunk the gradients do not depend on each other, so the rule's update is a linear recurrence in (dual, slots,
+grad_1 .. grad_C). Its coefficients come from running `Rule.update` itself on basis vectors, for all chunks at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from miras.retention import EuclideanRetention, SlopedRetention
+from miras.rule import Gates, Rule, State, token
+from miras.weights import Leaf, Linearised, Outer, PerToken, Scaled, Unrolled, Weight, Weights, along, matmul_add
+
+
+class Ends(NamedTuple):
+    """Rows of the linear map from (dual, slots, grad_1 .. grad_C) to the dual and the slots at a chunk's end.
+
+    dual [M, H, 1 + S + C, w], slots [M, H, S, 1 + S + C, w]; origin [M, H, C, w] is the decay of the origin up to and
+    including each token where gradients are taken there, else None. w is 1 or the number of channels.
+    """
+
+    dual: Tensor
+    slots: Tensor
+    origin: Tensor | None
+
+
+class Coefficients(NamedTuple):
+    """`Ends`, and the same map's rows for the dual that each token reads with, [M, H, C, 1 + S + C, w]."""
+
+    read: Tensor
+    write: Ends
+
+
+class Write(NamedTuple):
+    """What learning from a chunk of every running sequence needs: tokens [N, H, C, ...] and what was computed ahead."""
+
+    k: Tensor
+    v: Tensor
+    gates: dict[str, Tensor]
+    coefficients: dict[str, Ends]
+    keep: Tensor | None
+
+
+class Read(NamedTuple):
+    """What reading in some chunks needs: queries [M, H, C, d_k] and the duals' rows of coefficients."""
+
+    q: Tensor
+    coefficients: dict[str, Tensor]
+
+
+class Learned(NamedTuple):
+    """What reading in a chunk needs of learning from it: the state before it, the gradients as the algorithm sees them,
+    and where reads are linearised {leaf: (link(O), its slope)} at the chunk's origin.
+    """
+
+    before: State
+    grad: dict[str, Outer]
+    links: dict[str, tuple[Tensor, Tensor]]
+
+
+def all_coefficients(rule: Rule, leaves: dict[str, Leaf], gates: Gates, keep: Tensor | None) -> dict[str, Coefficients]:
+    """The coefficients of every chunk for every leaf; leaves without a channel axis see other gates than the rest."""
+    found: dict[bool, Coefficients] = {}
+    result = {}
+    for name, leaf in leaves.items():
+        if (channels := leaf.channel is not None) not in found:
+            found[channels] = _coefficients(rule, rule.leaf_gates(leaf, gates), keep)
+        result[name] = found[channels]
+    return result
+
+
+def _coefficients(rule: Rule, gates: dict[str, Tensor], keep: Tensor | None) -> Coefficients:
+    like = next(iter(gates.values()))
+    chunk, slots_n = like.shape[-2], rule.algorithm.slots
+    width, size = max(g.shape[-1] for g in gates.values()), 1 + slots_n + chunk
+    basis = (
+        torch.eye(size, dtype=like.dtype, device=like.device).unsqueeze(-1).expand(*like.shape[:-2], size, size, width)
+    )
+    dual, slots = basis[..., 0, :, :], tuple(basis[..., 1 + j, :, :] for j in range(slots_n))
+    origin, rows, decays = torch.ones_like(dual[..., :1, :]), [], []
+    for t in range(chunk):
+        now = token(gates, t)
+        held = None if keep is None else keep[:, t, None, None, None]
+        if t == 0 and rule.algorithm.resets:
+            # A chunk whose first slot is a hole began in an earlier call.
+            slots = tuple(_where(held, torch.zeros_like(x), x) for x in slots)
+        if rule.read_at == "before":
+            rows.append(dual)
+        new, new_slots = rule.update(dual, slots, basis[..., 1 + slots_n + t, :, :], now)
+        dual = _where(held, new, dual)
+        slots = tuple(_where(held, x, old) for x, old in zip(new_slots, slots, strict=True))
+        if rule.read_at == "after":
+            rows.append(dual)
+        if rule.gradient_at == "decayed":
+            origin = _where(held, rule.decay(origin, now), origin)
+            decays.append(origin)
+    slot_rows = torch.stack(slots, -3) if slots else like.new_zeros(*like.shape[:-2], 0, size, width)
+    return Coefficients(torch.stack(rows, -3), Ends(dual, slot_rows, torch.cat(decays, -2) if decays else None))
+
+
+def _where(held: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
+    return new if held is None else torch.where(held, new, old)
+
+
+def write_chunk(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Write) -> tuple[Learned, State]:
+    """Learn from one chunk of every running sequence: what its reads need, and the next state."""
+    links: dict[str, tuple[Tensor, Tensor]] = {}
+    origin = state.origin
+    if rule.gradient_at == "decayed":
+        anchor, origin = _decayed(leaves, state, chunk)
+    elif rule.link_at == "chunk":
+        assert isinstance(rule.retention, SlopedRetention)
+        full = rule.full(state.origin, state.home)
+        links = {n: rule.retention.linearise(full[n], leaf) for n, leaf in leaves.items()}
+        anchor = {n: weights for n, (weights, _) in links.items()}
+    else:
+        anchor = rule.link(state.origin, state.home, leaves)
+    grad = rule.surprise(anchor, state.slow, chunk.k, chunk.v, chunk.gates, leaves)
+    dual, slots = {}, {}
+    for n, leaf in leaves.items():
+        dual[n], slots[n] = _advance(state.dual[n], state.slots[n], grad[n], chunk.coefficients[n], leaf)
+    return Learned(state, grad, links), _next_state(rule, state, dual, slots, origin, chunk.keep)
+
+
+def read_chunks(rule: Rule, leaves: dict[str, Leaf], learned: Learned, read: Read) -> Tensor:
+    """Outputs [M, H, C, d_v] of any number of chunks at once."""
+    weights = {n: _read_weight(rule, leaf, learned, n, read.coefficients[n]) for n, leaf in leaves.items()}
+    return rule.read(weights, read.q, learned.before.slow)
+
+
+def _decayed(leaves: dict[str, Leaf], state: State, chunk: Write) -> tuple[Weights, dict[str, Tensor]]:
+    """The origin retained up to each token, as weights to take gradients at, and up to the chunk's end."""
+    weights: dict[str, Weight] = {}
+    origin = {}
+    for n, leaf in leaves.items():
+        decay = chunk.coefficients[n].origin
+        assert decay is not None
+        bases = (state.origin[n], state.home[n]) if state.home else (state.origin[n],)
+        weights[n] = Scaled(bases, decay.unsqueeze(-2), leaf.channel)
+        origin[n] = along(decay[..., -1, :], leaf.channel) * state.origin[n]
+    return weights, origin
+
+
+def _read_weight(rule: Rule, leaf: Leaf, learned: Learned, name: str, rows: Tensor) -> Weight:
+    """What each token of a chunk reads with, W_t."""
+    before, grad = learned.before, learned.grad[name]
+    bases = (before.dual[name], *before.slots[name])
+    coef, within = rows[..., : len(bases), :], grad.spread(rows[..., len(bases) :, :])
+    if rule.link_at == "token":
+        home = (before.home[name],) if before.home else ()
+        full = Unrolled(Scaled((*bases, *home), coef, leaf.channel), grad, within)
+        if isinstance(rule.retention, EuclideanRetention):
+            return full
+        return PerToken(rule.retention.primal(full.dense(), leaf))
+    if bases[0] is before.origin[name]:
+        # A_0 = O: alpha A_0 - O is one base with the coefficient alpha - 1.
+        coef = torch.cat([coef[..., :1, :] - 1, coef[..., 1:, :]], -2)
+    else:
+        bases = (*bases, before.origin[name])
+        coef = torch.cat([coef, -torch.ones_like(coef[..., :1, :])], -2)
+    change = Unrolled(Scaled(bases, coef, leaf.channel), grad, within)
+    return Linearised(*learned.links[name], change, leaf.simplex if rule.retention.on_simplex else None)
+
+
+def _advance(
+    dual: Tensor, slots: tuple[Tensor, ...], grad: Outer, coefficients: Ends, leaf: Leaf
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The dual and the slots at the chunk's end. In the state's own precision, whatever autocast does to reads."""
+    bases = (dual, *slots)
+
+    def combine(row: Tensor) -> Tensor:
+        *decays, coef = row.split([1] * len(bases) + [row.shape[-2] - len(bases)], -2)
+        total = None
+        for decay, base in zip(decays, bases, strict=True):
+            term = along(decay.squeeze(-2), leaf.channel) * base
+            total = term if total is None else total + term
+        coef = grad.spread(coef)
+        left, right = grad.left, grad.right
+        on_right = coef.shape[-1] > 1 and leaf.channel == -1
+        left, right = (left, right * coef) if on_right else (left * coef, right)
+        with torch.autocast(left.device.type, enabled=False):
+            return matmul_add(total, left.mT, right)
+
+    rows = coefficients.slots
+    return combine(coefficients.dual), tuple(combine(rows[..., j, :, :]) for j in range(len(slots)))
+
+
+def _next_state(
+    rule: Rule,
+    state: State,
+    dual: dict[str, Tensor],
+    slots: dict[str, tuple[Tensor, ...]],
+    origin: dict[str, Tensor],
+    keep: Tensor | None,
+) -> State:
+    if keep is None:
+        return replace(state, dual=dual, slots=slots, origin=dual, aligned=True)
+    # The tokens of a sequence are side by side, so a token in the last slot means that the chunk is complete.
+    full = keep[:, -1]
+    origin = {n: torch.where(full[:, None, None, None], a, origin[n]) for n, a in dual.items()}
+    return replace(
+        state, dual=dual, slots=slots, origin=origin, offset=(state.offset + keep.sum(1)) % rule.chunk, aligned=False
+    )
