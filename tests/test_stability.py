@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from cases import Tokens, call
 
-from miras import variants
+import miras
+from miras import algorithm, bias, memory, retention, variants
 
 TIME, D, CHUNK = 8192, 16, 16
 CHANGE, AMPLIFIED = 1e-9, 1e-8
@@ -49,6 +50,22 @@ def time_constants(heads):
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_small_change_of_the_first_token_stays_small(name, kind):
     assert sensitivity(PRESETS[name](chunk=CHUNK), kind, time_constants(2)) <= AMPLIFIED
+
+
+GATES = (
+    *(retention.Bregman(potential, to="initial") for potential in ("logistic", "hypentropy", "entropy")),
+    *(retention.FDivergence(f, to="initial") for f in ("chi2", "reverse_kl", "hellinger")),
+    retention.ElasticNet(to="initial"),
+    retention.Sphere(to="initial"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["random", "recurring"])
+@pytest.mark.parametrize("gate", GATES, ids=str)
+def test_every_gate_forgets_at_the_eta_that_it_allows(gate, kind):
+    rule = miras.Rule(memory.MLP(), bias.L2(), gate, algorithm.GradientDescent("input"), CHUNK)
+    assert sensitivity(rule, kind, time_constants(2)) <= AMPLIFIED
 
 
 def test_decay_to_zero_would_amplify_it():
