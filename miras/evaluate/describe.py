@@ -115,7 +115,7 @@ def explanation(title: str, mixer: Mixer, heads: int, head_dim: int) -> str:
     said = mixer.describe()
     lines = [title, "", f"  {said['update']}", ""]
     lines += _axes(mixer, said)
-    lines += _gates(mixer.gates)
+    lines += _gates(mixer)
     lines += _sizes(mixer, heads, head_dim)
     lines += _engines(mixer)
     return "\n".join(lines)
@@ -137,15 +137,29 @@ def _axes(mixer: Mixer, said: dict[str, str]) -> list[str]:
     return [*lines, ""]
 
 
-def _gates(gates: tuple[Gate, ...]) -> list[str]:
+def _gates(mixer: Mixer) -> list[str]:
+    gates = mixer.gates
     if not gates:
         return ["  no gates", ""]
     wide = max(len(gate.name) for gate in gates)
-    lines = [f"  {'gate':<{wide}}  {'range':<10}  {'at first':<8}  meaning"]
+    lines = [f"  {'gate':<{wide}}  {'range':<11}  {'at first':<9}  meaning"]
     for gate in gates:
-        first = "spread" if gate.name == "log_alpha" else f"{gate.init:g}"
-        lines.append(f"  {gate.name:<{wide}}  {_range(gate):<10}  {first:<8}  {gate.meaning}")
+        first = _at_first(mixer, gate)
+        lines.append(f"  {gate.name:<{wide}}  {_range(gate):<11}  {first:<9}  {gate.meaning}")
     return [*lines, ""]
+
+
+def _at_first(mixer: Mixer, gate: Gate) -> str:
+    """What a fresh layer gives a gate, in a word or a number."""
+    retention = gate.name.startswith("log_")
+    word = ""
+    if isinstance(mixer, Rule) and (retention or gate.name == "eta"):
+        word = mixer.inputs.alpha if retention else mixer.inputs.eta
+    if gate.vector:
+        return "of k"
+    if word in ("", "layer", "head", "channel"):
+        return "spread" if retention else f"{gate.init:g}"
+    return {"none": "0", "one": "1"}.get(word, word)
 
 
 def _range(gate: Gate) -> str:
