@@ -8,6 +8,7 @@ link, reads, other memories) is differentiated by autograd on one chunk, or some
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -133,12 +134,17 @@ def _back_from_reads(task: Task, given: Parts, found: Parts, grad_y: Tensor, tot
         y = _read(task, {**given, **leaves}, at, slice(None))
     wanted = [*at.values(), *leaves.values()]
     grads = torch.autograd.grad(y, wanted, grad_y[here], allow_unused=True, materialize_grads=True)
-    for key, x in zip(leaves, grads[len(at) :], strict=True):
-        if key in shared:
+    _add(total, leaves, grads[len(at) :], here)
+    return dict(zip(at, grads, strict=False))
+
+
+def _add(total: Parts, names: Iterable[Key], grads: Iterable[Tensor], here: slice) -> None:
+    """Add cotangents to those of what is given, for all chunks or for these."""
+    for key, x in zip(names, grads, strict=True):
+        if key[0] in ("home", "slow"):
             total[key] += x
         else:
-            total[key][here] = x
-    return dict(zip(at, grads, strict=False))
+            total[key][here] += x
 
 
 def _weights(task: Task, given: Parts, state: Parts) -> dict[str, Tensor]:
@@ -201,18 +207,15 @@ def _back_to_duals(
     homes = {key: x for key, x in given.items() if key[0] == "home"}
     if isinstance(task.rule.retention, EuclideanRetention):
         grads = through(task, given, found, _weights(task, given, duals), factors, total, here)
-        for key in homes:
-            total[key] += grads[key[1]].sum(0)
+        _add(total, homes, [grads[key[1]].sum(0) for key in homes], here)
         return {("base", n, 0): w for n, w in grads.items()}
     with torch.enable_grad():
         leaves = {key: x.detach().requires_grad_() for key, x in (duals | homes).items()}
         weights = _weights(task, leaves, leaves)
     grads = through(task, given, found, {n: w.detach() for n, w in weights.items()}, factors, total, here)
     back = torch.autograd.grad(list(weights.values()), list(leaves.values()), [grads[n] for n in weights])
-    for key, x in zip(leaves, back, strict=True):
-        if key in homes:
-            total[key] += x
-    return {key: x for key, x in zip(leaves, back, strict=True) if key in duals}
+    _add(total, homes, back[len(duals) :], here)
+    return dict(zip(duals, back, strict=False))
 
 
 def _any(
@@ -237,11 +240,7 @@ def _any(
     outputs, sums = zip(*((y, u) for y, u in zip(outputs, sums, strict=True) if y.requires_grad), strict=True)
     wanted = [*at.values(), *leaves.values()]
     grads = torch.autograd.grad(outputs, wanted, sums, allow_unused=True, materialize_grads=True)
-    for key, x in zip(leaves, grads[len(at) :], strict=True):
-        if key[0] == "slow":
-            total[key] += x
-        else:
-            total[key][here] += x
+    _add(total, leaves, grads[len(at) :], here)
     return dict(zip(at, grads, strict=False))
 
 
@@ -313,9 +312,5 @@ def _head(task: Task, given: Parts, z: Tensor, grad_u: Tensor, total: Parts, her
         y, pullback = memory.around(z, leaves[("k",)], slow)
         u = pullback(rule.bias.clipped(y, leaves[("v",)], {k[1]: leaves[k] for k in own}))
     grads = torch.autograd.grad(u, [z, *leaves.values()], grad_u, allow_unused=True, materialize_grads=True)
-    for key, g in zip(leaves, grads[1:], strict=True):
-        if key[0] == "slow":
-            total[key] += g
-        else:
-            total[key][here] += g
+    _add(total, leaves, grads[1:], here)
     return grads[0]
