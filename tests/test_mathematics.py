@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from cases import assert_same, assert_same_states, call, draw_memory, draw_tokens
 
 from miras import algorithm, bias, memory, retention, variants
+from miras.errors import UsageError
 from miras.mixer import mixer_from_config
 from miras.retention.base import mass
 from miras.rule import Rule
@@ -641,3 +642,23 @@ def test_memora_is_the_papers_softmax_of_a_logarithm():
         assert_same(y[0, t, 0], read(w, q), 1e-10, f"token {t}")
     for n, x in rule.link(state.dual, state.home, leaves).items():
         assert_same(x[0, 0], w[n], 1e-10, n)
+
+
+def bounded_both_ways(a):
+    return 2 * torch.tanh(a)
+
+
+def test_a_potential_of_ones_own_is_a_bregman_gate():
+    gate = retention.Bregman(bounded_both_ways, to="initial")
+    rule = Rule(memory.MLP(expansion=2), bias.L2(), gate, algorithm.GradientDescent("input"), chunk=4)
+    leaf = rule.leaves(4, 4)["w1"]
+    assert gate.slope0(leaf) == 2 and gate.eta_limit == 1 / 16
+    assert mixer_from_config(json.loads(json.dumps(rule.to_config()))) == rule
+    tokens, start = draw_tokens(rule, time=12), rule.init(*draw_memory(rule), batch=2)
+    (y, after), (y_fast, after_fast) = (call(rule, tokens, start, engine=e) for e in ("recurrence", "chunk"))
+    assert_same(y_fast, y, 1e-9)
+    assert_same_states(after_fast, after, 1e-9)
+    weights = rule.link(after.dual, after.home, rule.leaves(4, 4))["w1"]
+    assert weights.abs().max() < 2 * leaf.std
+    with pytest.raises(UsageError, match="logistic, hypentropy, entropy or a function"):
+        retention.Bregman("square")
