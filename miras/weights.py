@@ -121,7 +121,7 @@ def densified(weight: Weight) -> Tensor:
         return weight.unsqueeze(-3)
     if isinstance(weight, PerToken):
         return weight.matrix
-    assert isinstance(weight, Scaled | Unrolled)
+    assert isinstance(weight, Scaled | Unrolled | Decayed)
     return weight.dense()
 
 
@@ -251,6 +251,67 @@ class Unrolled(NamedTuple):
         return self.bases.dense() + torch.einsum(pattern, self.coef, outer)
 
 
+class Decayed(NamedTuple):
+    """`Unrolled` for a decay per channel: coef[t, s] = -exp(rows_t - log_s) eta_s for s up to t + diagonal, else 0.
+
+    Written out that is C C channels numbers. Here only within blocks of `BLOCK` tokens; between blocks the decay is
+    that from s to the block's begin times that from there to t, each of them at most 1, on either factor of a product.
+
+    rows, log [..., C, channels], eta [..., C, 1 | channels], log falling along the tokens and rows equal to it or to
+    it one token before.
+    """
+
+    bases: Scaled
+    grad: Outer
+    rows: Tensor
+    log: Tensor
+    eta: Tensor
+    diagonal: int
+
+    def mv(self, x: Tensor) -> Tensor:
+        """See `Operator`."""
+        size = _block(x.shape[-2])
+        on_rows = self.bases.axis == ROWS
+        left, right = (
+            (-self.eta * self.grad.left, self.grad.right) if on_rows else (self.grad.left, -self.eta * self.grad.right)
+        )
+        parts = [part.unflatten(-2, (-1, size)) for part in (self.rows, self.log, left, right, x)]
+        rows, log, left_b, right_b, x_b = parts
+        lower = torch.ones(size, size, dtype=torch.bool, device=x.device).tril(self.diagonal).unsqueeze(-1)
+        ratio = (rows.unsqueeze(-2) - log.unsqueeze(-3)).masked_fill(~lower, -torch.inf).exp()
+        if on_rows:
+            y = torch.einsum("...ts,...tso,...so->...to", matmul(x_b, right_b.mT), ratio, left_b)
+        else:
+            y = matmul(matmul(ratio * right_b.unsqueeze(-3), x_b.unsqueeze(-1)).squeeze(-1), left_b)
+        blocks = list(y.unbind(-3))
+        for j in range(1, len(blocks)):
+            before = slice(0, j * size)
+            begin = self.log[..., j * size - 1 : j * size, :]
+            to_t, from_s = (rows[..., j, :, :] - begin).exp(), (begin - self.log[..., before, :]).exp()
+            here, left_s, right_s = x_b[..., j, :, :], left[..., before, :], right[..., before, :]
+            if on_rows:
+                blocks[j] = blocks[j] + to_t * matmul(matmul(here, right_s.mT), from_s * left_s)
+            else:
+                blocks[j] = blocks[j] + matmul(matmul(to_t * here, (from_s * right_s).mT), left_s)
+        return self.bases.mv(x) + torch.cat(blocks, -2)
+
+    def dense(self) -> Tensor:
+        """[..., C, o, i], the C steps of which weigh as much as the state each."""
+        size = self.log.shape[-2]
+        lower = torch.ones(size, size, dtype=torch.bool, device=self.log.device).tril(self.diagonal).unsqueeze(-1)
+        ratio = (self.rows.unsqueeze(-2) - self.log.unsqueeze(-3)).masked_fill(~lower, -torch.inf).exp()
+        return Unrolled(self.bases, self.grad, -ratio * self.eta.unsqueeze(-3)).dense()
+
+
+# Tokens of a block within which a decay per channel is written out for every pair.
+BLOCK = 16
+
+
+def _block(tokens: int) -> int:
+    """The largest size of equal blocks up to `BLOCK`."""
+    return next(size for size in range(min(BLOCK, tokens), 0, -1) if tokens % size == 0)
+
+
 class Linearised(NamedTuple):
     """W_t = base + slope (.) centre(change_t): a link within a chunk. `centre` subtracts the mean along `simplex`.
 
@@ -260,7 +321,7 @@ class Linearised(NamedTuple):
 
     base: Tensor
     slope: Tensor
-    change: Unrolled
+    change: Unrolled | Decayed
     simplex: int | None
 
     def mv(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import contract
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import (
     AXES,
     BIASES,
@@ -36,7 +37,7 @@ from miras.mixer import Mixer, mixer_from_config
 from miras.registry import choices, from_config, to_config
 from miras.rule import Rule
 from miras.state import tensors
-from miras.weights import Linearised, PerToken, Scaled, Unrolled
+from miras.weights import Decayed, Linearised, PerToken, Scaled, Unrolled
 
 every_rule = pytest.mark.parametrize("case", RULES, ids=str)
 some_rules = pytest.mark.parametrize("case", FEW, ids=str)
@@ -220,6 +221,22 @@ def test_operators_are_the_matrices_that_they_stand_for(width, axis):
         assert_same(operator.mv(x), torch.einsum("...toi,...ti->...to", dense, x), 1e-13)
         if isinstance(operator, Scaled):
             assert_same(operator.tmv(u), torch.einsum("...toi,...to->...ti", dense, u), 1e-13)
+
+
+@pytest.mark.parametrize("tokens", [16, 12, 7])
+@pytest.mark.parametrize("diagonal", [0, -1])
+@pytest.mark.parametrize("axis", [-2, -1])
+def test_a_decay_per_channel_is_the_same_by_blocks_and_written_out(axis, diagonal, tokens, monkeypatch):
+    monkeypatch.setattr("miras.weights.BLOCK", 4)  # 4 blocks of 4, 3 of 4, 7 of 1
+    o, i, n = 5, 3, 2
+    x = torch.randn(2, n, tokens, i).double()
+    outer = miras.rule.Outer(torch.randn(2, n, tokens, o).double(), torch.randn(2, n, tokens, i).double())
+    log = -torch.rand(2, n, tokens, o if axis == -2 else i).double().cumsum(-2)
+    rows = log if diagonal == 0 else F.pad(log[..., :-1, :], (0, 0, 1, 0))
+    bases = Scaled((torch.randn(2, n, o, i).double(),), rows.exp().unsqueeze(-2), axis)
+    for width in (1, log.shape[-1]):
+        decayed = Decayed(bases, outer, rows, log, torch.rand(2, n, tokens, width).double(), diagonal)
+        assert_same(decayed.mv(x), torch.einsum("...toi,...ti->...to", decayed.dense(), x), 1e-13)
 
 
 @pytest.mark.parametrize(

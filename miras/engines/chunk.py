@@ -15,7 +15,7 @@ from torch import Tensor
 from miras.algorithm import LinearAlgorithm
 from miras.engines.learn import Key, Scan, Task
 from miras.engines.ragged import cat, in_order, reassemble, running, split
-from miras.engines.unroll import Coefficients, Read, Write, all_coefficients, read_chunks, write_chunk
+from miras.engines.unroll import Coefficients, Ends, Read, Write, all_coefficients, read_chunks, write_chunk
 from miras.gates import hole
 from miras.layout import Grid, Layout, grid
 from miras.retention import MirrorRetention
@@ -94,7 +94,7 @@ def _trains(
     """Whether `Scan` runs it: outer gradients are wanted, of whole chunks from a chunk's start, with gates per head."""
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     whole = cells.index is None and state.aligned and len(cells.sizes) > 1
-    per_head = all(c.read.shape[-1] == 1 for c in coefficients.values())
+    per_head = all(isinstance(c.read, Tensor) and c.read.shape[-1] == 1 for c in coefficients.values())
     return wanted and whole and per_head and rule.gradient_at == "previous"
 
 
@@ -105,9 +105,10 @@ def _learn_and_read(
     given: dict[Key, Tensor] = {("q",): read.q, ("k",): chunks.k, ("v",): chunks.v}
     given |= {("gate", n): g for n, g in chunks.gates.items()}
     for n in leaves:
-        ends = chunks.coefficients[n]
+        ends, rows = chunks.coefficients[n], read.coefficients[n]
+        assert isinstance(ends, Ends) and isinstance(rows, Tensor)  # `_trains` has seen to it
         given |= {("row", n, j): row.squeeze(-1) for j, row in enumerate((ends.dual, *ends.slots.unbind(-3)))}
-        given["read", n] = read.coefficients[n]
+        given["read", n] = rows
         given |= {("base", n, j): a for j, a in enumerate((state.dual[n], *state.slots[n]))}
     given |= {("home", n): a for n, a in state.home.items()} | {("slow", n): x for n, x in state.slow.items()}
     task = Task(rule, leaves, cells.sizes[0], together, tuple(given))

@@ -6,15 +6,30 @@ grad_1 .. grad_C). Its coefficients come from running `Rule.update` itself on ba
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from miras.algorithm import GradientDescent, Implicit
 from miras.retention import EuclideanRetention, SlopedRetention
 from miras.rule import Gates, Rule, State, token
-from miras.weights import Leaf, Linearised, Outer, PerToken, Scaled, Unrolled, Weight, Weights, along, matmul_add
+from miras.weights import (
+    Decayed,
+    Leaf,
+    Linearised,
+    Outer,
+    PerToken,
+    Scaled,
+    Unrolled,
+    Weight,
+    Weights,
+    along,
+    matmul_add,
+)
 
 
 class Ends(NamedTuple):
@@ -29,11 +44,27 @@ class Ends(NamedTuple):
     origin: Tensor | None
 
 
+class Decay(NamedTuple):
+    """The same map where a gate is per channel and the algorithm has no slots, by its logarithm: nothing of it is
+    written out for pairs of tokens.
+
+    log [M, H, C, channels], cumulated; eta [M, H, C, 1 | channels].
+    """
+
+    log: Tensor
+    eta: Tensor
+
+    @property
+    def origin(self) -> Tensor:
+        """See `Ends`."""
+        return self.log.exp()
+
+
 class Coefficients(NamedTuple):
     """`Ends`, and the same map's rows for the dual that each token reads with, [M, H, C, 1 + S + C, w]."""
 
-    read: Tensor
-    write: Ends
+    read: Tensor | Decay
+    write: Ends | Decay
 
 
 class Write(NamedTuple):
@@ -42,7 +73,7 @@ class Write(NamedTuple):
     k: Tensor
     v: Tensor
     gates: dict[str, Tensor]
-    coefficients: dict[str, Ends]
+    coefficients: dict[str, Ends | Decay]
     keep: Tensor | None
 
 
@@ -50,7 +81,7 @@ class Read(NamedTuple):
     """What reading in some chunks needs: queries [M, H, C, d_k] and the duals' rows of coefficients."""
 
     q: Tensor
-    coefficients: dict[str, Tensor]
+    coefficients: Mapping[str, Tensor | Decay]
 
 
 class Learned(NamedTuple):
@@ -76,6 +107,8 @@ def all_coefficients(rule: Rule, leaves: dict[str, Leaf], gates: Gates, keep: Te
 
 def _coefficients(rule: Rule, gates: dict[str, Tensor], keep: Tensor | None) -> Coefficients:
     like = next(iter(gates.values()))
+    if isinstance(rule.algorithm, GradientDescent | Implicit) and any(g.shape[-1] > 1 for g in gates.values()):
+        return _closed(gates, keep)
     chunk, slots_n = like.shape[-2], rule.algorithm.slots
     width, size = max(g.shape[-1] for g in gates.values()), 1 + slots_n + chunk
     basis = (
@@ -101,6 +134,17 @@ def _coefficients(rule: Rule, gates: dict[str, Tensor], keep: Tensor | None) -> 
             decays.append(origin)
     slot_rows = torch.stack(slots, -3) if slots else like.new_zeros(*like.shape[:-2], 0, size, width)
     return Coefficients(torch.stack(rows, -3), Ends(dual, slot_rows, torch.cat(decays, -2) if decays else None))
+
+
+def _closed(gates: dict[str, Tensor], keep: Tensor | None) -> Coefficients:
+    """A_t = alpha_t A_{t-1} - eta_t grad_t; a hole decays nothing already, and here it writes nothing."""
+    eta = gates["eta"]
+    if keep is not None:
+        eta = torch.where(keep[:, None, :, None], eta, 0.0)
+    width = max(g.shape[-1] for g in gates.values())
+    log = gates["log_alpha"].cumsum(-2) if "log_alpha" in gates else torch.zeros_like(eta)
+    decay = Decay(log.expand(*log.shape[:-1], width), eta)
+    return Coefficients(decay, decay)
 
 
 def _where(held: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
@@ -146,14 +190,28 @@ def _decayed(leaves: dict[str, Leaf], state: State, chunk: Write) -> tuple[Weigh
     return weights, origin
 
 
-def _read_weight(rule: Rule, leaf: Leaf, learned: Learned, name: str, rows: Tensor) -> Weight:
+def _read_weight(rule: Rule, leaf: Leaf, learned: Learned, name: str, rows: Tensor | Decay) -> Weight:
     """What each token of a chunk reads with, W_t."""
     before, grad = learned.before, learned.grad[name]
     bases = (before.dual[name], *before.slots[name])
-    coef, within = rows[..., : len(bases), :], grad.spread(rows[..., len(bases) :, :])
+    late = rule.read_at == "after"
+    if isinstance(rows, Decay):
+        log = rows.log if late else F.pad(rows.log[..., :-1, :], (0, 0, 1, 0))
+        coef = log.exp().unsqueeze(-2)
+
+        def unrolled(all_bases: Scaled) -> Unrolled | Decayed:
+            if grad.terms > 1:
+                return Unrolled(all_bases, grad, grad.spread(_pairs(log, rows, late)))
+            return Decayed(all_bases, grad, log, rows.log, rows.eta, late - 1)
+    else:
+        coef, within = rows[..., : len(bases), :], grad.spread(rows[..., len(bases) :, :])
+
+        def unrolled(all_bases: Scaled) -> Unrolled | Decayed:
+            return Unrolled(all_bases, grad, within)
+
     if rule.link_at == "token":
         home = (before.home[name],) if before.home else ()
-        full = Unrolled(Scaled((*bases, *home), coef, leaf.channel), grad, within)
+        full = unrolled(Scaled((*bases, *home), coef, leaf.channel))
         if isinstance(rule.retention, EuclideanRetention):
             return full
         return PerToken(rule.retention.primal(full.dense(), leaf))
@@ -163,12 +221,20 @@ def _read_weight(rule: Rule, leaf: Leaf, learned: Learned, name: str, rows: Tens
     else:
         bases = (*bases, before.origin[name])
         coef = torch.cat([coef, -torch.ones_like(coef[..., :1, :])], -2)
-    change = Unrolled(Scaled(bases, coef, leaf.channel), grad, within)
+    change = unrolled(Scaled(bases, coef, leaf.channel))
     return Linearised(*learned.links[name], change, leaf.simplex if rule.retention.on_simplex else None)
 
 
+def _pairs(rows: Tensor, decay: Decay, late: bool) -> Tensor:
+    """The coefficients [..., C, C, channels] of a `Decay`, written out."""
+    size = rows.shape[-2]
+    lower = torch.ones(size, size, dtype=torch.bool, device=rows.device).tril(late - 1).unsqueeze(-1)
+    ratio = (rows.unsqueeze(-2) - decay.log.unsqueeze(-3)).masked_fill(~lower, -torch.inf).exp()
+    return -ratio * decay.eta.unsqueeze(-3)
+
+
 def _advance(
-    dual: Tensor, slots: tuple[Tensor, ...], grad: Outer, coefficients: Ends, leaf: Leaf
+    dual: Tensor, slots: tuple[Tensor, ...], grad: Outer, coefficients: Ends | Decay, leaf: Leaf
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The dual and the slots at the chunk's end. In the state's own precision, whatever autocast does to reads."""
     bases = (dual, *slots)
@@ -186,6 +252,9 @@ def _advance(
         with torch.autocast(left.device.type, enabled=False):
             return matmul_add(total, left.mT, right)
 
+    if isinstance(coefficients, Decay):
+        log, last = coefficients.log, coefficients.log[..., -1:, :]
+        return combine(torch.cat([last.exp(), -(last - log).exp() * coefficients.eta], -2)), ()
     rows = coefficients.slots
     return combine(coefficients.dual), tuple(combine(rows[..., j, :, :]) for j in range(len(slots)))
 
