@@ -251,14 +251,81 @@ class Unrolled(NamedTuple):
         return self.bases.dense() + torch.einsum(pattern, self.coef, outer)
 
 
+# Tokens of a block within which a decay per channel is written out for every pair.
+BLOCK = 4
+
+
+def _block(tokens: int) -> int:
+    """The largest size of equal blocks up to `BLOCK`."""
+    return next(size for size in range(min(BLOCK, tokens), 0, -1) if tokens % size == 0)
+
+
+def _within(rows: Tensor, log: Tensor, diagonal: int) -> Tensor:
+    """exp(rows_t - log_s) for s up to t + diagonal, else 0, [..., C, C, channels]."""
+    size = rows.shape[-2]
+    lower = torch.ones(size, size, dtype=torch.bool, device=rows.device).tril(diagonal).unsqueeze(-1)
+    # Masked before exp, which overflows above the diagonal.
+    return (rows.unsqueeze(-2) - log.unsqueeze(-3)).masked_fill(~lower, -torch.inf).exp()
+
+
+def decayed_scores(a: Tensor, b: Tensor, rows: Tensor, log: Tensor, diagonal: int) -> Tensor:
+    """sum_i a_ti b_si exp(rows_ti - log_si) for s up to t + diagonal, else 0, [..., C, C].
+
+    Between blocks the decay is that from s to the begin of t's block, times that from there to t, each of them at most
+    1 and on one factor of a product.
+
+    Args:
+        a: [..., C, channels].
+        b: likewise.
+        rows: `log` or, with diagonal -1, `log` one token before; [..., C, channels].
+        log: cumulated logarithm of a decay, falling along the tokens.
+        diagonal: 0 or -1.
+    """
+    tokens, size = a.shape[-2], _block(a.shape[-2])
+    a_b, b_b, rows_b, log_b = (x.unflatten(-2, (-1, size)) for x in (a, b, rows, log))
+    own = matmul(_within(rows_b, log_b, diagonal) * b_b.unsqueeze(-3), a_b.unsqueeze(-1)).squeeze(-1)
+    found = []
+    for j, block in enumerate(own.unbind(-3)):
+        begin = j * size
+        parts = [block, block.new_zeros(*block.shape[:-1], tokens - begin - size)]
+        if j:
+            at = log[..., begin - 1 : begin, :]
+            past = (at - log[..., :begin, :]).exp() * b[..., :begin, :]
+            parts.insert(0, matmul((rows_b[..., j, :, :] - at).exp() * a_b[..., j, :, :], past.mT))
+        found.append(torch.cat(parts, -1))
+    return torch.cat(found, -2)
+
+
+def decayed_sum(scores: Tensor, left: Tensor, rows: Tensor, log: Tensor, diagonal: int) -> Tensor:
+    """sum_s scores_ts exp(rows_t - log_s) (.) left_s over s up to t + diagonal, [..., C, channels].
+
+    Args:
+        scores: [..., C, C].
+        left: [..., C, channels].
+        rows: see `decayed_scores`.
+        log: likewise.
+        diagonal: 0 or -1.
+    """
+    size = _block(left.shape[-2])
+    scores_b, left_b, rows_b, log_b = (x.unflatten(-2, (-1, size)) for x in (scores, left, rows, log))
+    blocks = []
+    for j in range(rows_b.shape[-3]):
+        begin = j * size
+        own = scores_b[..., j, :, begin : begin + size].unsqueeze(-1)
+        ratio = _within(rows_b[..., j, :, :], log_b[..., j, :, :], diagonal)
+        y = (own * ratio * left_b[..., j, :, :].unsqueeze(-3)).sum(-2)
+        if j:
+            at = log[..., begin - 1 : begin, :]
+            past = (at - log[..., :begin, :]).exp() * left[..., :begin, :]
+            y = y + (rows_b[..., j, :, :] - at).exp() * matmul(scores_b[..., j, :, :begin], past)
+        blocks.append(y)
+    return torch.cat(blocks, -2)
+
+
 class Decayed(NamedTuple):
     """`Unrolled` for a decay per channel: coef[t, s] = -exp(rows_t - log_s) eta_s for s up to t + diagonal, else 0.
 
-    Written out that is C C channels numbers. Here only within blocks of `BLOCK` tokens; between blocks the decay is
-    that from s to the block's begin times that from there to t, each of them at most 1, on either factor of a product.
-
-    rows, log [..., C, channels], eta [..., C, 1 | channels], log falling along the tokens and rows equal to it or to
-    it one token before.
+    rows, log [..., C, channels], see `decayed_scores`; eta [..., C, 1 | channels].
     """
 
     bases: Scaled
@@ -270,46 +337,19 @@ class Decayed(NamedTuple):
 
     def mv(self, x: Tensor) -> Tensor:
         """See `Operator`."""
-        size = _block(x.shape[-2])
-        on_rows = self.bases.axis == ROWS
-        left, right = (
-            (-self.eta * self.grad.left, self.grad.right) if on_rows else (self.grad.left, -self.eta * self.grad.right)
-        )
-        parts = [part.unflatten(-2, (-1, size)) for part in (self.rows, self.log, left, right, x)]
-        rows, log, left_b, right_b, x_b = parts
-        lower = torch.ones(size, size, dtype=torch.bool, device=x.device).tril(self.diagonal).unsqueeze(-1)
-        ratio = (rows.unsqueeze(-2) - log.unsqueeze(-3)).masked_fill(~lower, -torch.inf).exp()
-        if on_rows:
-            y = torch.einsum("...ts,...tso,...so->...to", matmul(x_b, right_b.mT), ratio, left_b)
-        else:
-            y = matmul(matmul(ratio * right_b.unsqueeze(-3), x_b.unsqueeze(-1)).squeeze(-1), left_b)
-        blocks = list(y.unbind(-3))
-        for j in range(1, len(blocks)):
-            before = slice(0, j * size)
-            begin = self.log[..., j * size - 1 : j * size, :]
-            to_t, from_s = (rows[..., j, :, :] - begin).exp(), (begin - self.log[..., before, :]).exp()
-            here, left_s, right_s = x_b[..., j, :, :], left[..., before, :], right[..., before, :]
-            if on_rows:
-                blocks[j] = blocks[j] + to_t * matmul(matmul(here, right_s.mT), from_s * left_s)
-            else:
-                blocks[j] = blocks[j] + matmul(matmul(to_t * here, (from_s * right_s).mT), left_s)
-        return self.bases.mv(x) + torch.cat(blocks, -2)
+        left, right, _ = self.grad
+        y = self.bases.mv(x)
+        if self.bases.axis == ROWS:
+            return y - decayed_sum(matmul(x, right.mT), self.eta * left, self.rows, self.log, self.diagonal)
+        return y - matmul(decayed_scores(x, self.eta * right, self.rows, self.log, self.diagonal), left)
 
     def dense(self) -> Tensor:
         """[..., C, o, i], the C steps of which weigh as much as the state each."""
-        size = self.log.shape[-2]
-        lower = torch.ones(size, size, dtype=torch.bool, device=self.log.device).tril(self.diagonal).unsqueeze(-1)
-        ratio = (self.rows.unsqueeze(-2) - self.log.unsqueeze(-3)).masked_fill(~lower, -torch.inf).exp()
-        return Unrolled(self.bases, self.grad, -ratio * self.eta.unsqueeze(-3)).dense()
+        return Unrolled(self.bases, self.grad, self.coefficients()).dense()
 
-
-# Tokens of a block within which a decay per channel is written out for every pair.
-BLOCK = 16
-
-
-def _block(tokens: int) -> int:
-    """The largest size of equal blocks up to `BLOCK`."""
-    return next(size for size in range(min(BLOCK, tokens), 0, -1) if tokens % size == 0)
+    def coefficients(self) -> Tensor:
+        """[..., C, C, channels], written out."""
+        return -_within(self.rows, self.log, self.diagonal) * self.eta.unsqueeze(-3)
 
 
 class Linearised(NamedTuple):

@@ -33,11 +33,9 @@ from miras.layout import Layout, grid
 from miras.memory import Linear, Vector
 from miras.retention import EuclideanRetention, TwoSided
 from miras.rule import Gates, Rule, State
-from miras.weights import matmul, matmul_add, mv
+from miras.weights import decayed_scores, decayed_sum, matmul, matmul_add, mv
 
 TILE = 32
-# With a decay per channel, differences of its logarithm are written out for every pair of tokens.
-TILE_CHANNELS = 16
 
 
 def refuses(rule: Rule, gates: Gates | None = None) -> str | None:
@@ -86,8 +84,7 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
         fresh = replace(state, origin=state.dual, aligned=True)
         y, after = chunk.run(rule, fresh, q, k, v, gates, where, tile=TILE)
         return y, replace(after, origin=after.dual, offset=state.offset, aligned=True)
-    wide = any(gates[g.name].shape[-1] > 1 for g in rule.gates if not g.vector)
-    cells = grid(where, TILE_CHANNELS if wide else TILE, None)
+    cells = grid(where, TILE, None)
     q, k, v = cells.slots(q), cells.slots(k), cells.slots(v)
     # A hole keeps everything and, with eta 0, writes nothing.
     gates = {n: cells.slots(g, 0.0 if n == "eta" else hole(n)) for n, g in gates.items()}
@@ -132,20 +129,24 @@ class Decay:
         """What is left of each token's x at the end of the tile."""
         return (self.log[..., -1:, :] - self.log).exp() * x
 
-    def ratio(self, rows: Tensor, diagonal: int) -> Tensor:
-        """exp(rows_t - log_s) for s up to t + diagonal, else 0, [M, H, C, C, 1 | d]."""
-        size = rows.shape[-2]
-        lower = torch.ones(size, size, dtype=torch.bool, device=rows.device).tril(diagonal).unsqueeze(-1)
+    def scores(self, a: Tensor, b: Tensor, before: bool, strict: bool) -> Tensor:
+        """sum_i a_ti b_si g_ti / g_si for s up to t, or strictly before it, else 0, [M, H, C, C]; `before`: g_{t-1}."""
+        rows = self.rows(before)
+        if self.log.shape[-1] == 1:
+            return self._ratio(rows, strict) * matmul(a, b.mT)
+        return decayed_scores(a, b, rows, self.log, -int(strict))
+
+    def sum(self, scores: Tensor, v: Tensor, before: bool) -> Tensor:
+        """sum_s scores_ts (g_t / g_s) (.) v_s for s up to t; `before`: g_{t-1} and s strictly before t."""
+        rows = self.rows(before)
+        if self.log.shape[-1] == 1:
+            return matmul(self._ratio(rows, before) * scores, v)
+        return decayed_sum(scores, v, rows, self.log, -int(before))
+
+    def _ratio(self, rows: Tensor, strict: bool) -> Tensor:
+        lower = torch.ones(rows.shape[-2], rows.shape[-2], dtype=torch.bool, device=rows.device).tril(-int(strict))
         # Masked before exp, which overflows above the diagonal.
-        return (rows.unsqueeze(-2) - self.log.unsqueeze(-3)).masked_fill(~lower, -torch.inf).exp()
-
-
-def _product(ratio: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """sum_i a_ti b_si ratio_tsi, [M, H, C, C]."""
-    if ratio.shape[-1] == 1:
-        return ratio.squeeze(-1) * matmul(a, b.mT)
-    # As one matrix product per token t, of a_t with the decayed b of all tokens s.
-    return matmul(ratio * b.unsqueeze(-3), a.unsqueeze(-1)).squeeze(-1)
+        return (rows - self.log.mT).masked_fill(~lower, -torch.inf).exp()
 
 
 def _erasing(rule: Rule, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: State) -> Tiles:
@@ -154,22 +155,20 @@ def _erasing(rule: Rule, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: S
         eta = eta / (1 + eta * k.square().sum(-1, keepdim=True))
     erase = gates["erase"] if isinstance(rule.bias, Erase) else k
     along = gates["along"] if isinstance(rule.bias, Erase) and rule.bias.along == "own" else k
-    at = decay.rows(before=rule.gradient_at == "previous")
-    past, present = decay.ratio(at, -1), decay.rows(rule.read_at == "before")
-    seen = past if present is at and rule.read_at == "before" else decay.ratio(present, -(rule.read_at == "before"))
+    early, late = rule.gradient_at == "previous", rule.read_at == "after"
     known = mv(state.home["w"], erase) if state.home else torch.zeros_like(v)
 
     # p = fixed - change A_0^T with (I + past (e b)) p = W_0 e + past (e k) x + g' e A_0^T.
-    removed = _product(past, erase, eta * along)
+    removed = decay.scores(erase, eta * along, early, strict=True)
     system = torch.eye(removed.shape[-1], dtype=q.dtype, device=q.device) + removed
-    written = removed if along is k else _product(past, erase, eta * k)
-    both = torch.cat([known + matmul(written, v), at.exp() * erase], -1)
+    written = removed if along is k else decay.scores(erase, eta * k, early, strict=True)
+    both = torch.cat([known + matmul(written, v), decay.rows(early).exp() * erase], -1)
     solved = torch.linalg.solve_triangular(system, both, upper=False, unitriangular=True)
     fixed, change = solved.split([v.shape[-1], k.shape[-1]], -1)
 
-    scores = _product(seen, q, eta * along)
-    scores_written = scores if along is k else _product(seen, q, eta * k)
-    reader = present.exp() * q - matmul(scores, change)
+    scores = decay.scores(q, eta * along, not late, strict=not late)
+    scores_written = scores if along is k else decay.scores(q, eta * k, not late, strict=not late)
+    reader = decay.rows(not late).exp() * q - matmul(scores, change)
     rest = matmul(scores_written, v) - matmul(scores, fixed)
     if state.home:
         rest = rest + mv(state.home["w"], q)
@@ -185,12 +184,8 @@ def _two_sided(rule: Rule, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state:
     del state
     keys, values, k = Decay(gates["log_alpha"], k), Decay(gates["log_beta"], v), gates["eta"] * k
     before = rule.read_at == "before"
-    scores = _product(keys.ratio(keys.rows(before), -before), q, k)
-    held = values.ratio(values.rows(before), -before)
-    if held.shape[-1] == 1:
-        rest = matmul(held.squeeze(-1) * scores, v)
-    else:
-        rest = torch.einsum("...ts,...tso,...so->...to", scores, held, v)
+    scores = keys.scores(q, k, before, strict=before)
+    rest = values.sum(scores, v, before)
     with torch.autocast(q.device.type, enabled=False):
         add = values.to_end(v).mT @ keys.to_end(k)
         move = values.log[..., -1, :, None].exp() * keys.log[..., -1, None, :].exp()

@@ -200,9 +200,9 @@ def _read_weight(rule: Rule, leaf: Leaf, learned: Learned, name: str, rows: Tens
         coef = log.exp().unsqueeze(-2)
 
         def unrolled(all_bases: Scaled) -> Unrolled | Decayed:
-            if grad.terms > 1:
-                return Unrolled(all_bases, grad, grad.spread(_pairs(log, rows, late)))
-            return Decayed(all_bases, grad, log, rows.log, rows.eta, late - 1)
+            decayed = Decayed(all_bases, grad, log, rows.log, rows.eta, late - 1)
+            many = grad.terms > 1  # a window's terms have one decay, so their pairs are those of tokens
+            return Unrolled(all_bases, grad, grad.spread(decayed.coefficients())) if many else decayed
     else:
         coef, within = rows[..., : len(bases), :], grad.spread(rows[..., len(bases) :, :])
 
@@ -223,14 +223,6 @@ def _read_weight(rule: Rule, leaf: Leaf, learned: Learned, name: str, rows: Tens
         coef = torch.cat([coef, -torch.ones_like(coef[..., :1, :])], -2)
     change = unrolled(Scaled(bases, coef, leaf.channel))
     return Linearised(*learned.links[name], change, leaf.simplex if rule.retention.on_simplex else None)
-
-
-def _pairs(rows: Tensor, decay: Decay, late: bool) -> Tensor:
-    """The coefficients [..., C, C, channels] of a `Decay`, written out."""
-    size = rows.shape[-2]
-    lower = torch.ones(size, size, dtype=torch.bool, device=rows.device).tril(late - 1).unsqueeze(-1)
-    ratio = (rows.unsqueeze(-2) - decay.log.unsqueeze(-3)).masked_fill(~lower, -torch.inf).exp()
-    return -ratio * decay.eta.unsqueeze(-3)
 
 
 def _advance(
