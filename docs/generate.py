@@ -186,7 +186,9 @@ def used_first(axis: str) -> list[str]:
 
 def _call(axis: str, part: Part) -> str:
     """The class with its defaults, over several lines where it is long."""
-    words = [f"{name}={value!r}" for name, value in part.arguments.items()]
+    # Written as the formatter, which also formats code in documents, would write it.
+    values = {n: f'"{x}"' if isinstance(x, str) else repr(x) for n, x in part.arguments.items()}
+    words = [f"{name}={value}" for name, value in values.items()]
     line = f"miras.{axis}.{part.name}({', '.join(words)})"
     return line if len(line) <= 100 else f"miras.{axis}.{part.name}(\n    " + ",\n    ".join(words) + ",\n)"
 
