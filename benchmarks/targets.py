@@ -188,18 +188,23 @@ def layers(scale: Scale, told: Callable[[str], None]) -> tuple[Measured, list[Ta
     seen = measure(cases, scale.rounds, told, list(cases) if scale.memory else ())
     peer, finer, own = "titans-pytorch", f"titans-pytorch, chunk {small}", f"yaad, chunk {small}"
     return seen, [
-        Target(f"Yaad against titans-pytorch's NeuralMemory, chunk {large}: speed", seen.faster("yaad", peer), 1.0),
-        Target("the same: peak memory", seen.smaller("yaad", peer), 1.0, least=False),
-        Target(f"Yaad against titans-pytorch's NeuralMemory, chunk {small}: speed", seen.faster(own, finer), 1.0),
-        Target("the same: peak memory", seen.smaller(own, finer), 1.0, least=False),
-        Target(f"Yaad's fraction of the float32 ceiling, chunk {large}", seen.of_ceiling("yaad"), unit="%"),
-        Target(f"Moneta's speed against Yaad's, chunk {large}", seen.faster("moneta", "yaad")),
-        Target(f"Memora's speed against Yaad's, chunk {large}", seen.faster("memora", "yaad")),
+        Target(f"Yaad against titans-pytorch's NeuralMemory, chunk {large}: speed", seen.faster("yaad", peer), 2.0),
+        Target("the same: peak memory", seen.smaller("yaad", peer), 0.25, least=False),
+        Target(f"Yaad against titans-pytorch's NeuralMemory, chunk {small}: speed", seen.faster(own, finer), 10.0),
+        Target("the same: peak memory", seen.smaller(own, finer), 0.25, least=False),
+        Target(f"Yaad's fraction of the float32 ceiling, chunk {large}", seen.of_ceiling("yaad"), 0.45, unit="%"),
+        Target(f"Moneta's time against Yaad's, chunk {large}", seen.faster("yaad", "moneta"), 1.3, least=False),
+        Target(f"Memora's time against Yaad's, chunk {large}", seen.faster("yaad", "memora"), 1.3, least=False),
         Target(
-            "Gated DeltaNet against transformers' in PyTorch: speed", seen.faster("gated_deltanet", "transformers"), 1.0
+            "Gated DeltaNet against transformers' in PyTorch: speed", seen.faster("gated_deltanet", "transformers"), 2.0
         ),
-        Target("the same: peak memory", seen.smaller("gated_deltanet", "transformers"), 1.0, least=False),
-        Target("Yaad with channel gates against head gates: speed", seen.faster("yaad, channel gates", "yaad")),
+        Target("the same: peak memory", seen.smaller("gated_deltanet", "transformers")),
+        Target(
+            "Yaad with channel gates against head gates: time",
+            seen.faster("yaad", "yaad, channel gates"),
+            2.0,
+            least=False,
+        ),
         Target("Yaad against attention (SDPA between linear maps): speed", seen.faster("yaad", "sdpa")),
     ]
 
@@ -230,7 +235,7 @@ def models(scale: Scale, told: Callable[[str], None]) -> tuple[Measured, list[Ta
     for time in scale.model_times:
         for name in DEEP:
             ratio = seen.faster(f"{name} model, T {time:,}", f"transformer model, T {time:,}")
-            bound = 1.0 if time == scale.model_times[-1] else None
+            bound = 1.0 if time == scale.model_times[-1] else 1 / 3
             what = f"tiny {name.capitalize()} against the tiny Transformer, T = {time:,}: tokens/s"
             targets.append(Target(what, ratio, bound))
     return seen, targets
