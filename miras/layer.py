@@ -185,4 +185,5 @@ class MirasLayer(nn.Module):
         before = state.mixer if state is not None else self.init(where.rows, v)
         y, inner = run(self.rule, q, k, v, gates, before, where=where, engine=engine)
         assert self.norm is not None and self.out_gate is not None
-        return self.norm(y) * F.silu(self.out_gate(x)).unflatten(-1, (self.heads, -1)), inner
+        y = self.norm(y.to(self.norm.weight.dtype))  # under autocast y is rounded, and a norm is no place to round again
+        return y * F.silu(self.out_gate(x)).unflatten(-1, (self.heads, -1)), inner
