@@ -1,9 +1,10 @@
-"""Two facts that the chunk engine is built on: what cold memory costs, and what recomputation costs and saves.
+"""Facts that the chunk engine is built on: what cold memory costs, and what recomputation costs and saves.
 
 python benchmarks/probes.py --threads 1
 """
 
 import argparse
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from miras import MirasLayer
 from miras.bench.memory import high_water
 from miras.bench.timing import alternate
-from miras.variants import variant
+from miras.engines import chunk
+from miras.model import Miras
+from miras.variants import pattern, variant
 
 SIDE = 1 << 17  # numbers of a tensor of half a megabyte
 PLENTY = 256  # so many of them are far beyond any cache
@@ -54,6 +57,21 @@ def segments(rounds: int, time: int = 2048) -> None:
         print(f"Yaad forward and backward, {name}: {ms:.0f} ms, {peak:.0f} MB")
 
 
+def scans(rounds: int) -> None:
+    """A tiny model on 8 sequences of 256, chunk 16, by plain autograd and by `Scan`, whose derivative computes again."""
+    for name in ("yaad", "memora"):
+        torch.manual_seed(0)
+        model, tokens = Miras(257, 128, 4, 344, pattern(name, 4, 16)), torch.randint(256, (8, 256))
+
+        def train(large: float, model: Miras = model, tokens: torch.Tensor = tokens) -> None:
+            chunk.LARGE = large
+            model(tokens)[0].logsumexp(-1).mean().backward()
+
+        calls: dict[str, Callable[[], object]] = {"plain": lambda: train(math.inf), "scan": lambda: train(0.0)}
+        found = {kind: 1000 * t.median for kind, t in alternate(calls, rounds).items()}
+        print(f"tiny {name}, forward and backward: {found['plain']:.0f} ms, by Scan {found['scan']:.0f} ms")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -62,6 +80,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     traffic(options.rounds)
     segments(options.rounds)
+    scans(options.rounds)
 
 
 if __name__ == "__main__":

@@ -185,5 +185,7 @@ class MirasLayer(nn.Module):
         before = state.mixer if state is not None else self.init(where.rows, v)
         y, inner = run(self.rule, q, k, v, gates, before, where=where, engine=engine)
         assert self.norm is not None and self.out_gate is not None
-        y = self.norm(y.to(self.norm.weight.dtype))  # under autocast y is rounded, and a norm is no place to round again
+        y = self.norm(
+            y.to(self.norm.weight.dtype)
+        )  # under autocast y is rounded, and a norm is no place to round again
         return y * F.silu(self.out_gate(x)).unflatten(-1, (self.heads, -1)), inner

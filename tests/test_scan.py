@@ -12,6 +12,11 @@ WHOLE = [c for c in RULES if c.rule.chunk > 1 and miras.plan(c.rule).name == "ch
 PRESETS = ("moneta", "yaad", "memora", "titans", "ttt_linear", "ttt_mlp")
 
 
+@pytest.fixture(autouse=True)
+def _always(monkeypatch):
+    monkeypatch.setattr(chunk, "LARGE", 0)
+
+
 def outcome(rule, tokens, weights, slow, cotangents):
     """Outputs and state, and the outer gradients of one weighted sum of them all."""
     y, state = call(rule, tokens, rule.init(weights, slow, batch=2))
@@ -52,6 +57,17 @@ def test_scan_is_autograd_for_every_rule(case, monkeypatch):
     used = assert_scan_is_autograd(case.rule, monkeypatch, case.channels)
     per_head = not case.channels or not any(g.channel for g in case.rule.retention.gates + case.rule.algorithm.gates)
     assert used or not per_head or case.rule.gradient_at == "decayed"
+
+
+def test_it_is_used_where_autograd_would_keep_much(monkeypatch):
+    rule, used = variants.yaad(16), []
+    applied = chunk.Scan.apply
+    monkeypatch.setattr(chunk.Scan, "apply", lambda *given: used.append(True) or applied(*given))
+    for large, expected in ((1 << 30, 0), (1 << 16, 1)):
+        monkeypatch.setattr(chunk, "LARGE", large)
+        tokens = draw_tokens(rule, batch=1, time=64, heads=1).map(torch.Tensor.requires_grad_)
+        call(rule, tokens, rule.init(*draw_memory(rule, heads=1)))
+        assert len(used) == expected
 
 
 def test_without_outer_gradients_nothing_is_kept(monkeypatch):
