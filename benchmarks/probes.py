@@ -58,7 +58,7 @@ def segments(rounds: int, time: int = 2048) -> None:
 
 
 def scans(rounds: int) -> None:
-    """A tiny model on 8 sequences of 256, chunk 16, by plain autograd and by `Scan`, whose derivative computes again."""
+    """A tiny model on 8 sequences of 256, chunk 16, by plain autograd and by `Scan`, which computes things again."""
     for name in ("yaad", "memora"):
         torch.manual_seed(0)
         model, tokens = Miras(257, 128, 4, 344, pattern(name, 4, 16)), torch.randint(256, (8, 256))
