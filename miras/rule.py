@@ -143,7 +143,7 @@ class Rule(Mixer):
             )
         if self.retention.singular_at_zero and any(leaf.std == 0 for leaf in self.memory.leaves(8, 8).values()):
             yield (
-                f"{self.retention} is singular at a zero matrix, where {self.memory} starts. "
+                f"{self.retention} is singular or dead at a zero matrix, where {self.memory} starts. "
                 f"Write {type(self.memory).__name__}(start='learned')."
             )
         if isinstance(self.bias, Erase) and not matrix:

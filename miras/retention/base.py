@@ -29,7 +29,7 @@ class Retention(Axis):
     to: Literal["zero", "initial"]
     gates: ClassVar[tuple[Gate, ...]] = (ALPHA,)
     on_simplex: ClassVar[bool] = False  # the link normalises along the simplex axis, where alpha must then be constant
-    singular_at_zero: ClassVar[bool] = False  # the link has no finite slope at a zero matrix
+    singular_at_zero: ClassVar[bool] = False  # at a zero matrix the link's slope is not finite, or it is 0
     law: ClassVar[str] = ""  # the update with {step} in it, where it is not A_t = alpha_t A_{t-1} - step_t
     eta_limit: ClassVar[float] = 1.0  # largest eta at which a rule stays stable
 

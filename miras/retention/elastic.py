@@ -35,6 +35,8 @@ class ElasticNet(SlopedRetention):
         to: "zero" or "initial".
     """
 
+    singular_at_zero: ClassVar[bool] = True
+
     gamma: float = 0.05
     to: Literal["zero", "initial"] = "zero"
 
@@ -70,6 +72,7 @@ class LocalElasticNet(Retention):
         to: "zero", to which the threshold draws.
     """
 
+    singular_at_zero: ClassVar[bool] = True
     law: ClassVar[str] = "W_t = S_gamma(alpha_t W_{t-1} - {step})"
 
     gamma: float = 1e-3
