@@ -18,8 +18,6 @@ import json
 import os
 import platform
 import shlex
-import shutil
-import subprocess
 import sys
 import time
 import traceback
@@ -36,6 +34,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from cases import ALGORITHMS, BIASES, MEMORIES, RETENTIONS, product  # noqa: E402
 from contract import Errors, check, recall_not_promised  # noqa: E402
+
+from miras.bench.run import commit  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "product.md"
 FOLDER = ROOT / "runs" / "product"
@@ -104,15 +104,6 @@ def save(cell: Cell, path: Path) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(asdict(cell), indent=1))
     part.replace(path)
-
-
-def commit() -> str:
-    """The commit that is measured, where git can say it."""
-    if shutil.which("git") is None:
-        return "unknown"
-    command = ["git", "describe", "--always", "--dirty"]
-    git = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return git.stdout.strip() or "unknown"
 
 
 def table(rows: Iterable[Sequence[object]], head: Sequence[str]) -> str:
@@ -224,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Cell]:
     warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     part, parts = map(int, options.shard.split("/"))
     pairs = [(mem, gate) for mem in MEMORIES for gate in RETENTIONS]
-    mine, at, begin = range(part - 1, len(pairs), parts), commit(), time.perf_counter()
+    mine, at, begin = range(part - 1, len(pairs), parts), commit() or "unknown", time.perf_counter()
     for done, number in enumerate(mine, 1):
         path = file_of(options.folder, number)
         save(cell := measure(*pairs[number], at, None if options.again else load(path)), path)

@@ -15,7 +15,6 @@ import math
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miras import variants
+from miras.bench.run import commit
 from miras.model import Miras
 
 MODELS = ("moneta", "yaad", "memora")
@@ -143,15 +143,6 @@ def table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def commit() -> str:
-    """The commit that is measured, where git can say it."""
-    if shutil.which("git") is None:
-        return "unknown"
-    command = ["git", "describe", "--always", "--dirty"]
-    git = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
-    return git.stdout.strip() or "unknown"
-
-
 def page(outcomes: Sequence[Outcome], steps: int, command: str) -> str:
     """The table with what it was measured on."""
     return f"""# Outer gradient norms of the three presets
@@ -162,7 +153,7 @@ everything finite.
 
 {table(outcomes)}
 
-`{command}`, commit {commit()}, torch {torch.__version__}, {platform.machine()}
+`{command}`, commit {commit() or "unknown"}, torch {torch.__version__}, {platform.machine()}
 with {os.cpu_count()} cores, {torch.get_num_threads()} threads, {sum(o.seconds for o in outcomes):.0f} s.
 """
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from miras.gates import hole
-from miras.rule import Gates, Rule, State, token
+from miras.rule import Gates, Rule, State, orient, token
 from miras.weights import Leaf
 
 
@@ -35,19 +35,23 @@ def recurrence(
         q, k, v = (torch.where(exists, x, 0.0) for x in (q, k, v))
         gates = {n: torch.where(exists, g, hole(n)) for n, g in gates.items()}
     leaves = rule.leaves(q.shape[-1], v.shape[-1] // rule.window)
+    seen = {n: rule.leaf_gates(leaf, gates) for n, leaf in leaves.items()}
     outputs = []
     for t in range(q.shape[-2]):
         here = slice(t, t + 1)
         keep = None if valid is None else valid[:, t]
+        at_t = {n: orient(token(g, t), leaves[n]) for n, g in seen.items()}
         origin = state.origin
         if rule.gradient_at == "decayed":
-            now = {n: rule.matrix_gates(leaf, token(gates, t)) for n, leaf in leaves.items()}
-            origin = {n: _where(keep, rule.decay(a, now[n]), a) for n, a in origin.items()}
+            origin = {n: _where(keep, rule.decay(a, at_t[n]), a) for n, a in origin.items()}
         weights = rule.link(origin, state.home, leaves)
         grad = rule.surprise(weights, state.slow, k[..., here, :], v[..., here, :], token(gates, t), leaves)
         before = replace(state, origin=origin)
         dense = {n: g.dense().squeeze(-3) for n, g in grad.items()}
-        state = (_gather if rule.step_at == "chunk" else _step)(rule, before, leaves, dense, token(gates, t), keep)
+        if rule.step_at == "chunk":
+            state = _gather(rule, before, leaves, dense, token(gates, t), keep)
+        else:
+            state = _step(rule, before, dense, at_t, keep)
         read_state = before if rule.read_at == "before" else state
         y = rule.read(rule.read_weights(read_state, leaves), q[..., here, :], state.slow)
         outputs.append(_where(keep, y, torch.zeros_like(y)))
@@ -56,16 +60,16 @@ def recurrence(
 
 
 def _step(
-    rule: Rule, state: State, leaves: dict[str, Leaf], grad: dict[str, Tensor], gates: Gates, keep: Tensor | None
+    rule: Rule, state: State, grad: dict[str, Tensor], gates: dict[str, dict[str, Tensor]], keep: Tensor | None
 ) -> State:
-    """The state with one token's gradients {leaf: [B, H, o, i]} learned."""
+    """The state with one token's gradients {leaf: [B, H, o, i]} learned, under the gates that each matrix sees."""
     dual, slots = {}, {}
     for n, a in state.dual.items():
         old = state.slots[n]
         if rule.algorithm.resets:
             begins = state.offset == 0
             old = tuple(_where(begins if keep is None else begins & keep, torch.zeros_like(x), x) for x in old)
-        new, new_slots = rule.update(a, old, grad[n], rule.matrix_gates(leaves[n], gates))
+        new, new_slots = rule.update(a, old, grad[n], gates[n])
         dual[n] = _where(keep, new, a)
         slots[n] = tuple(_where(keep, x, o) for x, o in zip(new_slots, old, strict=True))
     return replace(state, dual=dual, slots=slots)

@@ -144,6 +144,13 @@ class Outer(NamedTuple):
         """Coefficients of tokens, [..., C, w], as those of all their terms."""
         return coef if self.terms == 1 else coef.repeat_interleave(self.terms, -2)
 
+    def times(self, coef: Tensor, axis: int | None) -> Outer:
+        """Each token's gradient times its coefficient, [..., C, 1 | channels], the channels along `axis`."""
+        coef = self.spread(coef)
+        if coef.shape[-1] > 1 and axis == COLUMNS:
+            return self._replace(right=self.right * coef)
+        return self._replace(left=self.left * coef)
+
     def beside(self, other: Outer) -> Outer:
         """The sum with another gradient of the same matrix."""
         left, right = (
@@ -277,10 +284,12 @@ def decayed_scores(a: Tensor, b: Tensor, rows: Tensor, log: Tensor, diagonal: in
     Args:
         a: [..., C, channels].
         b: likewise.
-        rows: `log` or, with diagonal -1, `log` one token before; [..., C, channels].
+        rows: `log` or, with diagonal -1, `log` one token before; [..., C, 1 | channels].
         log: cumulated logarithm of a decay, falling along the tokens.
         diagonal: 0 or -1.
     """
+    if log.shape[-1] == 1:
+        return _within(rows, log, diagonal).squeeze(-1) * matmul(a, b.mT)
     tokens, size = a.shape[-2], _block(a.shape[-2])
     a_b, b_b, rows_b, log_b = (x.unflatten(-2, (-1, size)) for x in (a, b, rows, log))
     own = matmul(_within(rows_b, log_b, diagonal) * b_b.unsqueeze(-3), a_b.unsqueeze(-1)).squeeze(-1)
@@ -306,6 +315,8 @@ def decayed_sum(scores: Tensor, left: Tensor, rows: Tensor, log: Tensor, diagona
         log: likewise.
         diagonal: 0 or -1.
     """
+    if log.shape[-1] == 1:
+        return matmul(_within(rows, log, diagonal).squeeze(-1) * scores, left)
     size = _block(left.shape[-2])
     scores_b, left_b, rows_b, log_b = (x.unflatten(-2, (-1, size)) for x in (scores, left, rows, log))
     blocks = []

@@ -11,7 +11,7 @@ from miras.engines.ragged import in_order, reassemble, running, split
 from miras.gates import hole
 from miras.layout import Layout, grid
 from miras.rule import Gates, Rule, State, token
-from miras.weights import COLUMNS, Leaf, Outer
+from miras.weights import Leaf, Outer
 
 
 def refuses(rule: Rule, gates: Gates | None = None) -> str | None:
@@ -77,9 +77,7 @@ def _one_chunk(
 
 def _weighted_sum(grad: Outer, eta: Tensor, leaf: Leaf) -> Tensor:
     """sum_t eta_t grad_t, [..., o, i], in the state's own precision."""
-    eta = grad.spread(eta)
-    on_right = eta.shape[-1] > 1 and leaf.channel == COLUMNS
-    left, right = (grad.left, grad.right * eta) if on_right else (grad.left * eta, grad.right)
+    left, right, _ = grad.times(eta, leaf.channel)
     with torch.autocast(left.device.type, enabled=False):
         return left.mT @ right
 

@@ -131,22 +131,11 @@ class Decay:
 
     def scores(self, a: Tensor, b: Tensor, before: bool, strict: bool) -> Tensor:
         """sum_i a_ti b_si g_ti / g_si for s up to t, or strictly before it, else 0, [M, H, C, C]; `before`: g_{t-1}."""
-        rows = self.rows(before)
-        if self.log.shape[-1] == 1:
-            return self._ratio(rows, strict) * matmul(a, b.mT)
-        return decayed_scores(a, b, rows, self.log, -int(strict))
+        return decayed_scores(a, b, self.rows(before), self.log, -int(strict))
 
     def sum(self, scores: Tensor, v: Tensor, before: bool) -> Tensor:
         """sum_s scores_ts (g_t / g_s) (.) v_s for s up to t; `before`: g_{t-1} and s strictly before t."""
-        rows = self.rows(before)
-        if self.log.shape[-1] == 1:
-            return matmul(self._ratio(rows, before) * scores, v)
-        return decayed_sum(scores, v, rows, self.log, -int(before))
-
-    def _ratio(self, rows: Tensor, strict: bool) -> Tensor:
-        lower = torch.ones(rows.shape[-2], rows.shape[-2], dtype=torch.bool, device=rows.device).tril(-int(strict))
-        # Masked before exp, which overflows above the diagonal.
-        return (rows - self.log.mT).masked_fill(~lower, -torch.inf).exp()
+        return decayed_sum(scores, v, self.rows(before), self.log, -int(before))
 
 
 def _erasing(rule: Rule, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: State) -> Tiles:

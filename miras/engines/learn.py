@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from miras.algorithm import Implicit, LeastSquares
-from miras.engines.unroll import Learned, Read, read_chunks
+from miras.engines.unroll import Learned, Read, combine, linearised, read_chunks
 from miras.memory import MLP
 from miras.memory.activation import ACTIVATIONS
-from miras.retention import EuclideanRetention, SlopedRetention
+from miras.retention import EuclideanRetention
 from miras.rule import Rule, State
 from miras.weights import Cast, Leaf, Outer, matmul, matmul_add
 
@@ -66,7 +66,8 @@ class Scan(torch.autograd.Function):
                 for key, x in found.items():
                     kept.setdefault(key, []).append(x)
                 bases = [state[key] for key in task.bases(n)]
-                state |= {key: _combine(given["row", n, key[2]][here], bases, grad[n]) for key in task.bases(n)}
+                rows = {key: given["row", n, key[2]][here].unsqueeze(-1) for key in task.bases(n)}
+                state |= {key: combine(row, bases, grad[n], task.leaves[n]) for key, row in rows.items()}
         found = {key: torch.cat(parts) for key, parts in kept.items()}
         y = torch.cat([_read(task, given, found, here) for here in _steps(task, given, task.together)])
         ctx.task, ctx.found, ctx.cast = task, tuple(found), Cast.now(y.device.type)
@@ -109,11 +110,7 @@ def _learned(task: Task, given: Parts, found: Parts, here: slice) -> Learned:
     for n in task.leaves:
         left, right = found["left", n][here], found["right", n][here]
         grad[n] = Outer(left, right, left.shape[-2] // tokens)
-    links = {}
-    if rule.link_at == "chunk":
-        assert isinstance(rule.retention, SlopedRetention)
-        full = rule.full(dual, home)
-        links = {n: rule.retention.linearise(full[n], leaf) for n, leaf in task.leaves.items()}
+    links = linearised(rule, task.leaves, dual, home) if rule.link_at == "chunk" else {}
     offset = next(iter(dual.values())).new_zeros(0, dtype=torch.int64)
     return Learned(State(dual, slots, dual, offset, home, slow, aligned=True), grad, links)
 
@@ -156,16 +153,6 @@ def _surprise(task: Task, given: Parts, weights: dict[str, Tensor], here: slice)
     slow = {name[1]: x for name, x in given.items() if name[0] == "slow"}
     gates = {name[1]: x[here] for name, x in given.items() if name[0] == "gate"}
     return task.rule.surprise(weights, slow, given[("k",)][here], given[("v",)][here], gates, task.leaves)
-
-
-def _combine(row: Tensor, bases: list[Tensor], grad: Outer) -> Tensor:
-    """sum_j row_j base_j + sum_s row_s left_s (x) right_s, in the state's own precision."""
-    decays, coef = row[..., : len(bases)], grad.spread(row[..., len(bases) :].unsqueeze(-1))
-    total = decays[..., 0, None, None] * bases[0]
-    for j, base in enumerate(bases[1:], 1):
-        total = torch.addcmul(total, decays[..., j, None, None], base)
-    with torch.autocast(row.device.type, enabled=False):
-        return matmul_add(total, (grad.left * coef).mT, grad.right)
 
 
 def _back(task: Task, given: Parts, found: Parts, above: Parts, after: Parts, total: Parts, here: slice) -> Parts:

@@ -6,7 +6,7 @@ grad_1 .. grad_C). Its coefficients come from running `Rule.update` itself on ba
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -158,9 +158,7 @@ def write_chunk(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Write)
     if rule.gradient_at == "decayed":
         anchor, origin = _decayed(leaves, state, chunk)
     elif rule.link_at == "chunk":
-        assert isinstance(rule.retention, SlopedRetention)
-        full = rule.full(state.origin, state.home)
-        links = {n: rule.retention.linearise(full[n], leaf) for n, leaf in leaves.items()}
+        links = linearised(rule, leaves, state.origin, state.home)
         anchor = {n: weights for n, (weights, _) in links.items()}
     else:
         anchor = rule.link(state.origin, state.home, leaves)
@@ -169,6 +167,15 @@ def write_chunk(rule: Rule, leaves: dict[str, Leaf], state: State, chunk: Write)
     for n, leaf in leaves.items():
         dual[n], slots[n] = _advance(state.dual[n], state.slots[n], grad[n], chunk.coefficients[n], leaf)
     return Learned(state, grad, links), _next_state(rule, state, dual, slots, origin, chunk.keep)
+
+
+def linearised(
+    rule: Rule, leaves: dict[str, Leaf], origin: dict[str, Tensor], home: dict[str, Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """{leaf: (link(O), its slope)} at chunks' origins, for reads within them."""
+    assert isinstance(rule.retention, SlopedRetention)
+    full = rule.full(origin, home)
+    return {n: rule.retention.linearise(full[n], leaf) for n, leaf in leaves.items()}
 
 
 def read_chunks(rule: Rule, leaves: dict[str, Leaf], learned: Learned, read: Read) -> Tensor:
@@ -228,27 +235,28 @@ def _read_weight(rule: Rule, leaf: Leaf, learned: Learned, name: str, rows: Tens
 def _advance(
     dual: Tensor, slots: tuple[Tensor, ...], grad: Outer, coefficients: Ends | Decay, leaf: Leaf
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The dual and the slots at the chunk's end. In the state's own precision, whatever autocast does to reads."""
+    """The dual and the slots at the chunk's end."""
     bases = (dual, *slots)
-
-    def combine(row: Tensor) -> Tensor:
-        *decays, coef = row.split([1] * len(bases) + [row.shape[-2] - len(bases)], -2)
-        total = None
-        for decay, base in zip(decays, bases, strict=True):
-            term = along(decay.squeeze(-2), leaf.channel) * base
-            total = term if total is None else total + term
-        coef = grad.spread(coef)
-        left, right = grad.left, grad.right
-        on_right = coef.shape[-1] > 1 and leaf.channel == -1
-        left, right = (left, right * coef) if on_right else (left * coef, right)
-        with torch.autocast(left.device.type, enabled=False):
-            return matmul_add(total, left.mT, right)
-
     if isinstance(coefficients, Decay):
         log, last = coefficients.log, coefficients.log[..., -1:, :]
-        return combine(torch.cat([last.exp(), -(last - log).exp() * coefficients.eta], -2)), ()
-    rows = coefficients.slots
-    return combine(coefficients.dual), tuple(combine(rows[..., j, :, :]) for j in range(len(slots)))
+        row = torch.cat([last.exp(), -(last - log).exp() * coefficients.eta], -2)
+        return combine(row, bases, grad, leaf), ()
+    rows = coefficients.slots.unbind(-3)
+    return combine(coefficients.dual, bases, grad, leaf), tuple(combine(row, bases, grad, leaf) for row in rows)
+
+
+def combine(row: Tensor, bases: Sequence[Tensor], grad: Outer, leaf: Leaf) -> Tensor:
+    """sum_j row_j (.) base_j + sum_s row_s (.) grad_s, row [..., J + C, 1 | channels]. In the state's own precision,
+    whatever autocast does to reads.
+    """
+    *decays, coef = row.split([1] * len(bases) + [row.shape[-2] - len(bases)], -2)
+    total = None
+    for decay, base in zip(decays, bases, strict=True):
+        term = along(decay.squeeze(-2), leaf.channel) * base
+        total = term if total is None else total + term
+    left, right, _ = grad.times(coef, leaf.channel)
+    with torch.autocast(left.device.type, enabled=False):
+        return matmul_add(total, left.mT, right)
 
 
 def _next_state(

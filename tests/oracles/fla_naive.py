@@ -15,6 +15,7 @@ import functools
 import importlib.util
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,14 +141,16 @@ def deltanet(x: Inputs) -> Result:
     return y.transpose(1, 2), {"w": s.mT}
 
 
+def _gated(x: Inputs, log_decay: Tensor) -> dict[str, Any]:
+    """What fla's gated delta rules are called with beside q, k, v."""
+    rest = {"scale": 1.0, "initial_state": _start(x), "output_final_state": True}
+    return {"beta": x["eta"][..., 0], "g": log_decay, **rest}
+
+
 def gated_deltanet(x: Inputs) -> Result:
     y, s = _call(
         *("gated_delta_rule", "naive_recurrent_gated_delta_rule", x["q"], x["k"], x["v"]),
-        beta=x["eta"][..., 0],
-        g=x["log_alpha"][..., 0],
-        scale=1.0,
-        initial_state=_start(x),
-        output_final_state=True,
+        **_gated(x, x["log_alpha"][..., 0]),
     )
     return y, {"w": s.mT}
 
@@ -155,11 +158,7 @@ def gated_deltanet(x: Inputs) -> Result:
 def kda(x: Inputs) -> Result:
     y, s = _call(
         *("kda", "naive_recurrent_kda", x["q"], x["k"], x["v"]),
-        g=x["log_alpha"].expand_as(x["k"]),
-        beta=x["eta"][..., 0],
-        scale=1.0,
-        initial_state=_start(x),
-        output_final_state=True,
+        **_gated(x, x["log_alpha"].expand_as(x["k"])),
     )
     return y, {"w": s.mT}
 
@@ -168,11 +167,7 @@ def comba(x: Inputs, function: str = "naive_chunk_comba", **chunk) -> Result:
     """erase [B, T, H, d_k] is its p. `naive_recurrent_comba` decays before it erases: another model."""
     y, s = _call(
         *("comba", function, x["q"], x["k"], x["v"], x["erase"]),
-        beta=x["eta"][..., 0],
-        g=x["log_alpha"][..., 0],
-        scale=1.0,
-        initial_state=_start(x),
-        output_final_state=True,
+        **_gated(x, x["log_alpha"][..., 0]),
         **chunk,
     )
     return y, {"w": s.mT}
