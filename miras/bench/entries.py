@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -72,9 +73,13 @@ def _titans(sizes: Sizes) -> nn.Module:
 
 
 def _transformers(sizes: Sizes) -> nn.Module:
+    from transformers.models.qwen3_next import modeling_qwen3_next
     from transformers.models.qwen3_next.configuration_qwen3_next import Qwen3NextConfig
-    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
     from transformers.utils import logging
+
+    # Where fla is installed transformers takes its kernels, without asking whether there is a GPU.
+    rule = modeling_qwen3_next.torch_chunk_gated_delta_rule
+    modeling_qwen3_next.torch_chunk_gated_delta_rule = inspect.unwrap(rule)
 
     logging.set_verbosity_error()  # it says at length that there are no kernels
     config = Qwen3NextConfig(
@@ -86,7 +91,7 @@ def _transformers(sizes: Sizes) -> nn.Module:
         linear_key_head_dim=sizes.head_dim,
         linear_value_head_dim=sizes.head_dim,
     )
-    return Qwen3NextGatedDeltaNet(config, 0)
+    return modeling_qwen3_next.Qwen3NextGatedDeltaNet(config, 0)
 
 
 PEERS = {
