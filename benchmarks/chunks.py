@@ -48,7 +48,7 @@ def main() -> None:
     steps, chunks, root = (4, (16, 64), args.out) if args.quick else (STEPS, CHUNKS, ROOT)
     args.out.mkdir(parents=True, exist_ok=True)
     validation_text(args.out / "data")
-    runs = [(name, chunk, seed) for seed in range(args.seeds) for name in MODELS for chunk in chunks]
+    runs = [(name, chunk, seed) for seed in range(args.seeds) for chunk in reversed(chunks) for name in MODELS]
     folders = {run: args.out / "-".join(map(str, run)) for run in runs}
     train_many([_job(run, folder, steps, args.out / "data") for run, folder in folders.items()], args.jobs)
     if args.train:

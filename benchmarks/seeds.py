@@ -12,8 +12,10 @@ import os
 import statistics
 from pathlib import Path
 
-from miras.demo import FULL, MODELS, commit, cpu, equal_hidden, job, validation_text
+from miras.demo import FULL, MODELS, commit, cpu, job, validation_text
+from miras.train.config import TrainConfig
 from miras.train.many import train_many
+from miras.train.parameters import equal_hidden
 
 RESULTS = Path(__file__).parent / "results" / "demo_seeds.md"
 BASELINES = ("gated_deltanet", "transformer")
@@ -26,7 +28,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/seeds"))
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     args = parser.parse_args()
-    hidden = equal_hidden(tuple(args.models))
+    hidden = equal_hidden({name: TrainConfig(model=name) for name in args.models})
     runs = [(name, seed) for seed in range(args.seeds) for name in args.models]
     args.out.mkdir(parents=True, exist_ok=True)
     validation_text(args.out / "data")

@@ -24,12 +24,13 @@ import yaml
 from miras.data import TokenWindows, load_corpus, load_tokenizer, pack
 from miras.errors import MirasError
 from miras.evaluate import generate, load_model
-from miras.hf import MirasCache, MirasConfig, MirasForCausalLM
+from miras.hf import MirasCache
 from miras.layer import LayerState
 from miras.report import write_report
-from miras.train.config import SIZES
+from miras.train.config import TrainConfig
 from miras.train.files import read_metrics, write_json
 from miras.train.many import Job, train_many
+from miras.train.parameters import equal_hidden
 from miras.train.summary import Summary, versions
 
 MODELS = ("moneta", "yaad", "memora", "gated_deltanet", "transformer")
@@ -74,7 +75,7 @@ def demo(out: Path, quick: bool, seed: int = 0) -> None:
     plan = QUICK if quick else FULL
     out.mkdir(parents=True, exist_ok=True)
     text = validation_text(out / "data")
-    widths = equal_hidden(MODELS)
+    widths = equal_hidden({name: TrainConfig(model=name) for name in MODELS})
     jobs = [job(name, hidden, plan, out / name, out / "data", seed) for name, hidden in widths.items()]
     print(f"Training {', '.join(MODELS)} ...", file=sys.stderr, flush=True)
     train_many(jobs, at_once=min(os.cpu_count() or 1, len(jobs)))
@@ -85,28 +86,6 @@ def demo(out: Path, quick: bool, seed: int = 0) -> None:
     write_json(out / "results.json", results)
     write_report(results, out / "report.html")
     print(f"The report is {out / 'report.html'}, the numbers are in {out / 'results.json'}.")
-
-
-def equal_hidden(names: tuple[str, ...], size: str = "tiny") -> dict[str, int]:
-    """SwiGLU widths, multiples of 8, that give every model the parameters of the largest at the preset's own width."""
-    shape = SIZES[size]
-    base = MirasConfig(hidden_size=shape.dim).intermediate_size
-    counts = {n: _parameters(n, shape, base) for n in names}
-    unit = _parameters(names[0], shape, base + 1) - _parameters(names[0], shape, base)
-    most = max(counts.values())
-    return {n: base + round((most - count) / unit / 8) * 8 for n, count in counts.items()}
-
-
-def _parameters(name: str, shape: Any, hidden: int) -> int:
-    config = MirasConfig(
-        mixer=name,
-        hidden_size=shape.dim,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=hidden,
-    )
-    with torch.device("meta"):
-        return MirasForCausalLM(config).num_parameters()
 
 
 def job(name: str, hidden: int, plan: Plan, out: Path, cache: Path, seed: int, label: str = "") -> Job:

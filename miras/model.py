@@ -90,6 +90,11 @@ class Backbone(nn.Module):
         self._gradient_checkpointing_func: Callable[..., Any] | None = None
         self.apply(lambda module: init_module(module, len(mixers)))
 
+    def compile_layers(self) -> None:
+        """Compile each layer, once for all that are alike: less to compile than the whole model, and as fast."""
+        for block in self.blocks:
+            block.compile(dynamic=False)
+
     def forward(
         self, x: Tensor, states: Sequence[LayerState | None] | None = None, where: Layout | None = None
     ) -> tuple[Tensor, list[LayerState]]:

@@ -7,15 +7,18 @@ import pytest
 from miras import demo
 from miras.errors import MirasError
 from miras.hf import MirasConfig
+from miras.train import TrainConfig
 from miras.train.many import Job, train_many
+from miras.train.parameters import equal_hidden, parameters
 
 TINY = demo.Plan(steps=2, contexts=(8, 16), sample_tokens=4, eval_windows=2)
 FIELDS = {"name", "parameters", "steps", "val_bits_per_byte", "tokens_per_second", "peak_memory_bytes"}
 
 
 def test_the_models_have_equal_parameters_and_the_largest_its_preset_width():
-    widths = demo.equal_hidden(demo.MODELS)
-    counts = [demo._parameters(name, demo.SIZES["tiny"], width) for name, width in widths.items()]
+    configs = {name: TrainConfig(model=name) for name in demo.MODELS}
+    widths = equal_hidden(configs)
+    counts = [parameters(configs[name], width) for name, width in widths.items()]
     assert max(counts) / min(counts) < 1.01
     assert min(widths.values()) == MirasConfig(hidden_size=128).intermediate_size
 

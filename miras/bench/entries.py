@@ -124,7 +124,12 @@ def build(name: str, sizes: Sizes) -> nn.Module:
     else:
         mixers = [variant(name, sizes.chunk)] * sizes.layers
         module = Miras(VOCAB, sizes.dim, sizes.heads, _hidden(sizes), mixers, gates=sizes.gates)
-    return module.to(sizes.device)
+    module = module.to(sizes.device)
+    if sizes.compile and isinstance(module, Miras):
+        module.backbone.compile_layers()
+    elif sizes.compile and name not in PEERS:
+        module.compile(dynamic=False)
+    return module
 
 
 def _peer(name: str, sizes: Sizes) -> nn.Module:

@@ -41,7 +41,7 @@ def title(results: dict[str, Any]) -> str:
     return (
         f"{passes} of a {setup['level']}, B {setup['batch']}, T {times}, D {setup['dim']}, H {setup['heads']}, "
         f"{setup['dtype']}, gates per {setup['gates']}; {machine['gpu'] or machine['cpu']}, "
-        f"{counted(machine['threads'], 'thread')}"
+        f"{counted(machine['threads'], 'thread')}{', compiled layers' if setup['compile'] else ''}"
     )
 
 

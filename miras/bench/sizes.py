@@ -33,6 +33,7 @@ class Sizes:
         level: "layer", a `MirasLayer`; "model", tokens to loss through a stack.
         layers: layers of a model.
         device: "cpu" or "cuda".
+        compile: compile layers; the first call then takes minutes.
 
     Raises:
         UsageError: a size or a word that cannot be.
@@ -49,6 +50,7 @@ class Sizes:
     level: str = "layer"
     layers: int = 4
     device: str = "cpu"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         known = {"gates": GATES, "dtype": DTYPES, "level": LEVELS, "device": DEVICES}

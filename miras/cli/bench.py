@@ -38,6 +38,7 @@ def bench(
     memory: Annotated[bool, typer.Option("--memory/--no-memory", help="Peak memory, in a process each.")] = True,
     rounds: Annotated[int, typer.Option(help="How often each is timed; medians are reported.", min=1)] = 5,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU if there is one.")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compiled layers; minutes each at first.")] = False,
     threads: Threads = None,
     out: Annotated[str, typer.Option(help="Folder for bench.json and bench.svg.")] = "runs/bench",
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes, seconds, for checks.")] = False,
@@ -58,6 +59,6 @@ def bench(
 
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     sizes = {"batch": batch, "dim": dim, "heads": heads, "gates": gates, "dtype": dtype, "backward": backward}
-    sizes |= {"level": level, "layers": layers, "device": where}
+    sizes |= {"level": level, "layers": layers, "device": where, "compile": compile}
     options = {"rounds": rounds, "memory": memory, "profiled": profile}
     measure(models, peers, sizes, times, chunks, sweep, decode, options, Path(out), quick)

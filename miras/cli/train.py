@@ -37,6 +37,9 @@ def train(
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of initialisation and order of data.")] = None,
     bf16: Annotated[bool | None, typer.Option("--bf16/--no-bf16", help="Mixed precision.")] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Some minutes at first for faster steps.")
+    ] = None,
     eval_every: Annotated[int | None, typer.Option(help="Steps between validations.")] = None,
     eval_windows: Annotated[int | None, typer.Option(help="Windows of the last validation.")] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
@@ -46,6 +49,7 @@ def train(
     heads: Annotated[int | None, typer.Option(help="Heads of each layer.")] = None,
     hidden: Annotated[int | None, typer.Option(help="Hidden size of each SwiGLU.")] = None,
     gates: Annotated[str | None, typer.Option(help="head or channel.")] = None,
+    conv: Annotated[int | None, typer.Option(help="Width of the short convolution; 0: none.")] = None,
     rope: Annotated[bool | None, typer.Option("--rope/--no-rope", help="Rotate q and k before a memory.")] = None,
     chunk: Annotated[int | None, typer.Option(help="Tokens per chunk.")] = None,
     threads: Threads = None,

@@ -72,6 +72,7 @@ class TrainConfig:
         clip: largest norm of the gradient.
         seed: of initialisation and order of data.
         bf16: mixed precision.
+        compile: compile each layer, some minutes before the first step, for faster ones.
         eval_every: steps between validations; left out: a quarter of all, at most 1000.
         eval_windows: windows of the last validation, evenly spaced; those on the way look at a quarter as many.
         save_every: steps between checkpoints; left out: a quarter of all, at most 1000.
@@ -81,6 +82,7 @@ class TrainConfig:
         heads: heads of each layer.
         hidden: hidden size of each SwiGLU; None: 8/3 of dim.
         gates: "head" or "channel", see `MirasLayer`.
+        conv: tokens that the short convolution before a memory sees; 0: none.
         rope: rotate q and k by their position before a memory.
         chunk: tokens per chunk of the variants that have chunks; None: their own.
         threads: threads of PyTorch; None: as it chooses.
@@ -107,6 +109,7 @@ class TrainConfig:
     clip: float = 1.0
     seed: int = 0
     bf16: bool = AUTO
+    compile: bool = False
     eval_every: int = AUTO
     eval_windows: int = 1024
     save_every: int = AUTO
@@ -116,6 +119,7 @@ class TrainConfig:
     heads: int = AUTO
     hidden: int | None = None
     gates: str = "head"
+    conv: int = 4
     rope: bool = False
     chunk: int | None = None
     threads: int | None = None
@@ -247,7 +251,7 @@ def _check_ranges(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value is not None and not value > 0:  # NaN is no number above 0 either
             raise UsageError(f"{flag(name)} {value}: expected more than 0.")
-    for name in ("warmup", "weight_decay", "seed"):
+    for name in ("warmup", "weight_decay", "seed", "conv"):
         if (getattr(config, name) or 0) < 0:
             raise UsageError(f"{flag(name)} {getattr(config, name)}: expected 0 or more.")
     if config.warmup is not None and config.warmup >= config.steps:

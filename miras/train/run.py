@@ -72,7 +72,7 @@ def train(config: TrainConfig, resume: bool = False) -> Summary:
     checkpoint = folder.resume_point(out) if resume else None
     with PeakMemory() as peak:
         set_seed(config.seed)
-        model = MirasForCausalLM(model_config(config, data.tokenizer))
+        model = MirasForCausalLM(model_config(config, **_vocabulary(data.tokenizer)))
         _headline(model, config, data)
         if not resume:
             with saving("The configuration", out):
@@ -80,22 +80,29 @@ def train(config: TrainConfig, resume: bool = False) -> Summary:
         return _Run(config, data, model, peak).go(checkpoint)
 
 
-def model_config(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> MirasConfig:
-    """The model of a run."""
+def model_config(config: TrainConfig, **vocabulary: Any) -> MirasConfig:
+    """The model of a run; over bytes, if no fields of `MirasConfig` say what tokens there are."""
     return MirasConfig(
-        vocab_size=max(tokenizer.get_vocab().values()) + 1,
+        **vocabulary,
         hidden_size=config.dim,
         intermediate_size=config.hidden,
         num_hidden_layers=config.layers,
         num_attention_heads=config.heads,
         mixer=list(config.mixers),
         gates=config.gates,
+        conv_size=config.conv,
         rope=config.rope,
         context_length=config.context,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    return {
+        "vocab_size": max(tokenizer.get_vocab().values()) + 1,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 @dataclass(frozen=True)
@@ -128,6 +135,11 @@ class _Trainer(Trainer):
     """The Trainer, with checkpoints that count only when complete."""
 
     run: TrainConfig
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        # Compiled layers would be compiled once more for this.
+        with torch.compiler.set_stance("force_eager"):
+            return super().evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step, out = self.state.global_step, Path(self.run.out)
@@ -165,6 +177,8 @@ class _Run:
     def _trainer(self, reporter: Reporter) -> Trainer:
         config, arguments = self.config, _arguments(self.config)
         model = self.model.to(arguments.device)  # type: ignore[arg-type]
+        if config.compile:
+            model.model.backbone.compile_layers()
         trainer = _Trainer(
             model,
             arguments,
