@@ -92,6 +92,8 @@ class Rule(Mixer):
             grad_t at its last token, which then also decays by all of its tokens (LaCT, arXiv 2505.23884). With chunk 1
             the field becomes "token".
         read_at: "after", a token reads with the weights it has left behind, or "before", with those it has found.
+        first_order: outer gradients do not flow through the weights at which inner gradients are taken. The function is
+            the same, its derivative is a wrong one: only there to measure what the second order buys.
         inputs: how a layer makes gates, keys and queries for it; no part of the function.
 
     Raises:
@@ -108,6 +110,7 @@ class Rule(Mixer):
     window: int = 1
     step_at: Literal["token", "chunk"] = "token"
     read_at: Literal["after", "before"] = "after"
+    first_order: bool = False
     inputs: Inputs = LEARNED
 
     def __post_init__(self) -> None:
@@ -141,6 +144,8 @@ class Rule(Mixer):
                 f"gradient_at='decayed' needs a retention whose link is the identity (NoRetention, L2); "
                 f"{self.retention} has another. Write gradient_at='previous'."
             )
+        if self.gradient_at == "decayed" and self.first_order:
+            yield "first_order=True goes with gradient_at='previous'."
         if self.retention.singular_at_zero and any(leaf.std == 0 for leaf in self.memory.leaves(8, 8).values()):
             yield (
                 f"{self.retention} is singular or dead at a zero matrix, where {self.memory} starts. "
@@ -301,6 +306,8 @@ class Rule(Mixer):
                 x.unflatten(-1, (self.window, -1)).flatten(-3, -2) for x in (k, v, *(gates[n] for n in names))
             )
             gates = dict(zip(names, own, strict=True))
+        if self.first_order:
+            weights = {n: w.detach() for n, w in weights.items() if isinstance(w, Tensor)}
         y, pullback = self.memory.vjp(weights, k, slow)
         surprise = self.bias.clipped(y, v, gates)
         if self.window > 1:

@@ -662,3 +662,41 @@ def test_a_potential_of_ones_own_is_a_bregman_gate():
     assert weights.abs().max() < 2 * leaf.std
     with pytest.raises(UsageError, match="logistic, hypentropy, entropy or a function"):
         retention.Bregman("square")
+
+
+# -- first order ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_the_derivative_of_one_step_by_hand(first):
+    # y = (W_0 - eta (W_0 k - v) k^T) q: of first order the step is a constant to W_0, but not to k, v and eta.
+    rule = Rule(MATRIX, bias.L2(), retention.NoRetention(), algorithm.GradientDescent(), first_order=first)
+    tokens = draw_tokens(rule, time=1).map(torch.Tensor.requires_grad_)
+    weights = {n: w.requires_grad_() for n, w in draw_memory(rule)[0].items()}
+    y, _ = call(rule, tokens, rule.init(weights, batch=2), engine="recurrence")
+    (found,) = torch.autograd.grad(y.sum(), weights.values(), retain_graph=True)
+    k, q, eta = (x[:, 0, :, :] for x in (tokens.k, tokens.q, tokens.gates["eta"]))
+    reads = q if first else q - eta * (k * q).sum(-1, keepdim=True) * k
+    assert_same(found, reads.sum(0).unsqueeze(-2).expand_as(found), 1e-12)
+    (by_value,) = torch.autograd.grad(y.sum(), [tokens.v])
+    assert_same(by_value[:, 0], (eta * (k * q).sum(-1, keepdim=True)).expand_as(k), 1e-12)
+
+
+@pytest.mark.parametrize("limit", [0, math.inf], ids=["scan", "autograd"])
+def test_first_order_is_the_same_function_and_the_same_derivative_in_all_engines(limit, monkeypatch):
+    monkeypatch.setattr("miras.engines.chunk.LARGE", limit)
+    found = {}
+    tokens = draw_tokens(YAAD, time=12).map(torch.Tensor.requires_grad_)
+    weights, slow = ({n: x.requires_grad_() for n, x in part.items()} for part in draw_memory(YAAD))
+    wrt = [*tokens.named().values(), *weights.values(), *slow.values()]
+    for rule in (YAAD, replace(YAAD, first_order=True)):
+        for engine in ("recurrence", "chunk"):
+            y, _ = call(rule, tokens, rule.init(weights, slow, batch=2), engine=engine)
+            found[rule.first_order, engine] = y, torch.autograd.grad(y.square().sum(), wrt)
+    for first in (False, True):
+        for one, other in zip(found[first, "chunk"][1], found[first, "recurrence"][1], strict=True):
+            assert_same(one, other, 1e-10)
+    assert_same(found[True, "chunk"][0], found[False, "chunk"][0], 0)
+    assert any(
+        (a - b).norm() > 1e-3 * b.norm() for a, b in zip(found[True, "chunk"][1], found[False, "chunk"][1], strict=True)
+    )

@@ -55,6 +55,8 @@ def refuses(rule: Rule, gates: Gates | None = None) -> str | None:
         return f"{rule.retention} has a link"
     if _blind(rule):
         return None
+    if rule.first_order:
+        return "its derivative is of second order"
     if not isinstance(rule.memory, Linear) or not _unclipped(rule, L2 | Erase):
         return f"it needs Dot, or Linear with L2 or Erase and no clip, not {rule.memory} with {rule.bias}"
     if not isinstance(rule.algorithm, GradientDescent | Implicit) or rule.window > 1:

@@ -234,7 +234,7 @@ def _any(
 def _written_out(rule: Rule) -> bool:
     """Whether the way back through the inner gradient is `_mlp`."""
     memory = rule.memory
-    plain = rule.window == 1 and not isinstance(rule.algorithm, Implicit | LeastSquares)
+    plain = rule.window == 1 and not rule.first_order and not isinstance(rule.algorithm, Implicit | LeastSquares)
     return (
         plain and isinstance(memory, MLP) and not memory.bias and ACTIVATIONS[memory.activation].curvature is not None
     )
