@@ -16,6 +16,12 @@ class UsageError(MirasError, ValueError):
     exit_code = 2
 
 
+class Diverged(MirasError):
+    """A training whose loss is no longer finite."""
+
+    exit_code = 3
+
+
 def near(name: str, choices: Iterable[str]) -> str:
     """The end of a message about an unknown ``name``: the closest of ``choices``, or all of them.
 

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from miras.errors import MirasError
 from miras.train.files import read_metrics
+from miras.train.progress import DIVERGED
 
 POLL = 0.5
 PLAIN_EVERY = 20.0  # seconds between lines where there is no terminal
@@ -51,6 +52,11 @@ class Job:
             return subprocess.Popen([sys.executable, "-m", "miras", *words], stderr=log, stdout=log, env=environment)
 
     @property
+    def diverged(self) -> bool:
+        """Whether it ended because the loss was no longer finite."""
+        return (self.out / DIVERGED).exists() and not self.finished
+
+    @property
     def log(self) -> Path:
         """What the process said, a file beside the run folder."""
         return self.out.with_name(self.out.name + ".log")
@@ -62,13 +68,18 @@ class Job:
         return (lines[-1]["step"], f"{lines[-1]['bits_per_byte']:.2f} bits/byte") if lines else (0, "")
 
 
-def train_many(jobs: Sequence[Job], at_once: int) -> None:
+def train_many(jobs: Sequence[Job], at_once: int, may_diverge: bool = False) -> None:
     """Run jobs in their order, `at_once` of them side by side, the processor's cores shared out evenly.
+
+    Args:
+        jobs: what to run.
+        at_once: how many side by side.
+        may_diverge: a loss that is no longer finite is a result, not a failure; the run is not tried again.
 
     Raises:
         MirasError: a run failed; its last words are in the message, and the same call goes on from there.
     """
-    waiting = [job for job in jobs if not job.finished]
+    waiting = [job for job in jobs if not job.finished and not (may_diverge and job.diverged)]
     at_once = max(1, min(at_once, len(waiting)))
     threads = max(1, (os.cpu_count() or 1) // at_once)
     running: dict[Job, subprocess.Popen[bytes]] = {}
@@ -80,7 +91,8 @@ def train_many(jobs: Sequence[Job], at_once: int) -> None:
                     waiting.pop(0)
                 time.sleep(POLL)
                 for job in [job for job, process in running.items() if process.poll() is not None]:
-                    _check(job, running.pop(job).returncode)
+                    code = running.pop(job).returncode
+                    _check(job, 0 if may_diverge and job.diverged else code)
                 view.show(running)
         finally:
             for process in running.values():

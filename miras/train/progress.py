@@ -16,8 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
-from miras.errors import MirasError
+from miras.errors import Diverged
 from miras.train.checkpoints import how_to_resume
+from miras.train.files import write_json
+
+DIVERGED = "diverged.json"
+"""In the folder of a run whose loss is no longer finite: at which step."""
 
 WARM_STEPS = 5
 """The first steps of a process are slower (allocations, choice of kernels) and left out of its speed."""
@@ -197,8 +201,9 @@ def _check_finite(model: torch.nn.Module, step: int, loss: float, grad_norm: flo
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return
     bad = [name for name, p in model.named_parameters() if not p.isfinite().all()]
+    write_json(out / DIVERGED, {"step": step, "loss": str(loss), "grad_norm": str(grad_norm)})
     where = f"the first parameter that is no longer finite is {bad[0]}" if bad else "all parameters are still finite"
-    raise MirasError(
+    raise Diverged(
         f"The training was lost by step {step}: loss {loss:g}, norm of the gradient {grad_norm:g}; {where}. "
         f"Try a smaller --learning-rate or a longer --warmup in a new --out. {how_to_resume(out)}"
     )
