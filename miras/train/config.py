@@ -17,6 +17,7 @@ import yaml
 
 from miras.errors import UsageError, near
 from miras.mixer import Mixer, mixer_from_config
+from miras.train import processes
 from miras.variants import pattern
 
 AUTO: Any = None
@@ -173,8 +174,8 @@ class TrainConfig:
 
     @property
     def sequences(self) -> int:
-        """Sequences that are taken at once."""
-        return self.batch // self.context // self.accumulation
+        """Sequences that each process takes at once."""
+        return self.batch // self.context // self.accumulation // processes.count()
 
     def to_yaml(self) -> str:
         """The complete configuration as a file that `load_config` reads."""
@@ -260,9 +261,11 @@ def _check_ranges(config: TrainConfig) -> None:
         raise UsageError(f"--gates {config.gates}: expected head or channel." + near(config.gates, ["head", "channel"]))
     if config.dim % config.heads:
         raise UsageError(f"--dim {config.dim}: expected a multiple of the {config.heads} heads.")
-    part = config.context * config.accumulation
+    part = config.context * config.accumulation * processes.count()
     if config.batch % part:
+        shared = f" times {processes.count()} processes" if processes.count() > 1 else ""
         raise UsageError(
             f"--batch {config.batch}: expected a multiple of {part} tokens, --context {config.context} times "
-            f"--accumulation {config.accumulation}. Write for example --batch {max(1, config.batch // part) * part}."
+            f"--accumulation {config.accumulation}{shared}. "
+            f"Write for example --batch {max(1, config.batch // part) * part}."
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from miras.errors import UsageError
+from miras.train import processes
 from miras.train.checkpoints import newest, remove_incomplete, step_of
 from miras.train.config import TrainConfig, flag, given_by, load_config, read_config
 from miras.train.files import write_json, write_text
@@ -78,7 +79,7 @@ def begin(config: TrainConfig, data: Mapping[str, Any]) -> None:
 
 def resume_point(out: Path) -> Path | None:
     """The newest complete checkpoint, after the incomplete ones were removed, which is said."""
-    for path in remove_incomplete(out / "checkpoints"):
+    for path in remove_incomplete(out / "checkpoints") if processes.is_main() else ():
         say(f"Removed {path}, which was not written to its end.")
     last = newest(out / "checkpoints")
     say("Begins again: there is no complete checkpoint." if last is None else f"Goes on after step {step_of(last)}.")

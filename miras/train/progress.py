@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.utils.logging import disable_progress_bar
 
 from miras.errors import Diverged
+from miras.train import processes
 from miras.train.checkpoints import how_to_resume
 from miras.train.files import write_json
 
@@ -32,7 +33,8 @@ LINES = 15
 
 def say(text: str) -> None:
     """A line for the person who waits; a progress bar stays below it."""
-    print(text, file=sys.stderr, flush=True)
+    if processes.is_main():
+        print(text, file=sys.stderr, flush=True)
 
 
 def no_bars() -> None:
@@ -91,7 +93,8 @@ class Reporter(TrainerCallback):
         self._said = -1
         console = Console(stderr=True)
         columns = (BarColumn(12), MofNCompleteColumn(), TextColumn("{task.description}"))
-        self._bar = Progress(*columns, console=console, transient=True) if console.is_terminal else None
+        shown = console.is_terminal and processes.is_main()
+        self._bar = Progress(*columns, console=console, transient=True) if shown else None
         self._task = self._bar.add_task("", total=steps) if self._bar else None
 
     def __enter__(self) -> Reporter:
@@ -175,8 +178,9 @@ class Reporter(TrainerCallback):
         self.clock.lap(counts=False)
 
     def _write(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if processes.is_main():
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
 
     def _show(self, line: dict[str, Any]) -> None:
         step, speed = line["step"], line["tokens_per_second"]
@@ -201,7 +205,8 @@ def _check_finite(model: torch.nn.Module, step: int, loss: float, grad_norm: flo
     if math.isfinite(loss) and math.isfinite(grad_norm):
         return
     bad = [name for name, p in model.named_parameters() if not p.isfinite().all()]
-    write_json(out / DIVERGED, {"step": step, "loss": str(loss), "grad_norm": str(grad_norm)})
+    if processes.is_main():
+        write_json(out / DIVERGED, {"step": step, "loss": str(loss), "grad_norm": str(grad_norm)})
     where = f"the first parameter that is no longer finite is {bad[0]}" if bad else "all parameters are still finite"
     raise Diverged(
         f"The training was lost by step {step}: loss {loss:g}, norm of the gradient {grad_norm:g}; {where}. "

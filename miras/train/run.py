@@ -25,7 +25,7 @@ from miras.errors import UsageError
 from miras.hf import MirasConfig, MirasForCausalLM
 from miras.mixer import Mixer
 from miras.rule import Rule
-from miras.train import folder
+from miras.train import folder, processes
 from miras.train.checkpoints import finish, saving
 from miras.train.config import TrainConfig
 from miras.train.files import keep_metrics
@@ -44,6 +44,8 @@ def train(config: TrainConfig, resume: bool = False) -> Summary:
     Writes into `config.out`: config.yaml, run.json, metrics.jsonl, checkpoints/, and at the end model/ (model and
     tokenizer, for `AutoModelForCausalLM` after `import miras.hf`) and summary.json.
 
+    Under torchrun each process takes its part of every batch; the first one writes.
+
     Args:
         config: the run.
         resume: go on after the newest complete checkpoint. On a CPU the result is bit by bit that of a run that never
@@ -57,7 +59,8 @@ def train(config: TrainConfig, resume: bool = False) -> Summary:
         MirasError: the disk is full, or the loss is no longer finite.
     """
     out = Path(config.out)
-    folder.check(config, resume)
+    if processes.is_main():
+        folder.check(config, resume)
     if resume and (out / "summary.json").exists():
         say(f"The run in {out} is finished.")
         return Summary.read(out / "summary.json")
@@ -66,7 +69,8 @@ def train(config: TrainConfig, resume: bool = False) -> Summary:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     no_bars()
-    data = _load_data(config)
+    with _arguments(config).main_process_first(local=False):
+        data = _load_data(config)
     if resume:
         folder.check_data(out, data.about)
     checkpoint = folder.resume_point(out) if resume else None
@@ -74,7 +78,7 @@ def train(config: TrainConfig, resume: bool = False) -> Summary:
         set_seed(config.seed)
         model = MirasForCausalLM(model_config(config, **_vocabulary(data.tokenizer)))
         _headline(model, config, data)
-        if not resume:
+        if not resume and processes.is_main():
             with saving("The configuration", out):
                 folder.begin(config, data.about)
         return _Run(config, data, model, peak).go(checkpoint)
@@ -145,7 +149,8 @@ class _Trainer(Trainer):
         step, out = self.state.global_step, Path(self.run.out)
         with saving(f"The checkpoint of step {step}", out):
             super()._save_checkpoint(model, trial)
-            finish(out / "checkpoints" / f"checkpoint-{step}", self.run.keep)
+            if self.is_world_process_zero():
+                finish(out / "checkpoints" / f"checkpoint-{step}", self.run.keep)
 
 
 class _Run:
@@ -156,7 +161,7 @@ class _Run:
 
     def go(self, checkpoint: Path | None) -> Summary:
         step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-        before = keep_metrics(self.out / "metrics.jsonl", step)
+        before = keep_metrics(self.out / "metrics.jsonl", step) if processes.is_main() else []
         seconds = max((line.get("seconds", 0.0) for line in before), default=0.0)
         data = self.data
         lengths = (data.train.bytes_per_token, data.validation.bytes_per_token)
@@ -164,11 +169,12 @@ class _Run:
             trainer = self._trainer(reporter)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             trainer.evaluate(_spread(data.validation, self.config.eval_windows))
-        with saving("The model", self.out):
-            self.model.save_pretrained(self.out / "model")
-            data.tokenizer.save_pretrained(self.out / "model")
-            summary = self._summary(reporter)
-            summary.write(self.out / "summary.json")
+        summary = self._summary(reporter)
+        if processes.is_main():
+            with saving("The model", self.out):
+                self.model.save_pretrained(self.out / "model")
+                data.tokenizer.save_pretrained(self.out / "model")
+                summary.write(self.out / "summary.json")
         say(f"validation {summary.val_bits_per_byte:.3f} bits/byte, {summary.tokens_per_second:,.0f} tokens/s")
         say(f"model      {self.out / 'model'}\nnumbers    {self.out / 'summary.json'}, {self.out / 'metrics.jsonl'}")
         say(f"try it     miras generate {self.out} --prompt 'def '")
@@ -230,6 +236,8 @@ def _arguments(config: TrainConfig) -> TrainingArguments:
         seed=config.seed,
         data_seed=config.seed,
         bf16=config.bf16,
+        ddp_find_unused_parameters=False,  # a layer has parameters for its gates only
+        use_cpu=not torch.accelerator.is_available(),  # else several processes on a CPU would not find each other
         logging_strategy="steps",
         logging_steps=math.ceil(config.steps / LINES),
         logging_first_step=True,
