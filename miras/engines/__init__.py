@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from miras.attention import Attention, CacheState
-from miras.engines import block, chunk, exact
+from miras.engines import block, chunk, exact, fla
 from miras.errors import UsageError, near
 from miras.gates import BETA, GAMMA, Gate, hole
 from miras.layout import Layout, layout
@@ -24,6 +24,8 @@ from miras.recurrence import recurrence
 from miras.rule import Gates, Rule, State
 from miras.weights import ROWS
 
+CPU = torch.device("cpu")
+
 
 class Engine(NamedTuple):
     """A way to evaluate a rule.
@@ -31,13 +33,13 @@ class Engine(NamedTuple):
     Attributes:
         name: for `engine=`.
         about: one line for people.
-        refuses: (rule, gates or None) -> why it cannot run the rule, or None.
+        refuses: (rule, gates or None, device of the tensors) -> why it cannot run the rule, or None.
         run: (rule, state, q, k, v, gates, layout) -> (y, state).
     """
 
     name: str
     about: str
-    refuses: Callable[[Rule, Gates | None], str | None]
+    refuses: Callable[[Rule, Gates | None, torch.device], str | None]
     run: Callable[..., tuple[Tensor, Any]]
 
 
@@ -53,40 +55,42 @@ def _token_loop(
 
 # In order of preference.
 ENGINES = (
+    Engine("fla", "flash-linear-attention's kernel for this linear memory", fla.refuses, fla.run),
     Engine("exact", "exact parallel form of a linear memory at chunk 1, by tiles", exact.refuses, exact.run),
     Engine("block", "one step a chunk, its gradients in one pass", block.refuses, block.run),
     Engine("chunk", "a chunk at a time by matrix products", chunk.refuses, chunk.run),
-    Engine("recurrence", "the definition, token by token", lambda rule, gates: None, _token_loop),
+    Engine("recurrence", "the definition, token by token", lambda rule, gates, device: None, _token_loop),
 )
 
 
-def explain(rule: Rule, gates: Gates | None = None) -> dict[str, str]:
-    """What each engine says of a rule (with these gates), in order of preference: "chosen", "possible" or the reason
-    why it cannot run it.
+def explain(rule: Rule, gates: Gates | None = None, device: torch.device = CPU) -> dict[str, str]:
+    """What each engine says of a rule (with these gates, on this device), in order of preference: "chosen", "possible"
+    or the reason why it cannot run it.
     """
     said = {}
     for engine in ENGINES:
-        reason = engine.refuses(rule, gates)
+        reason = engine.refuses(rule, gates, device)
         said[engine.name] = reason or ("possible" if "chosen" in said.values() else "chosen")
     return said
 
 
-def plan(rule: Rule, engine: str = "auto", gates: Gates | None = None) -> Engine:
+def plan(rule: Rule, engine: str = "auto", gates: Gates | None = None, device: torch.device = CPU) -> Engine:
     """The engine that runs a rule on more than one token.
 
     Args:
         rule: the rule.
         engine: a name, or "auto" for the first that can run it.
         gates: the gates it will get, where known: per-channel gates rule some engines out.
+        device: where the tensors will be.
 
     Raises:
         UsageError: an unknown engine, or one that cannot run the rule, with the reason.
     """
     if engine == "auto":
-        return next(e for e in ENGINES if e.refuses(rule, gates) is None)
+        return next(e for e in ENGINES if e.refuses(rule, gates, device) is None)
     for candidate in ENGINES:
         if candidate.name == engine:
-            if reason := candidate.refuses(rule, gates):
+            if reason := candidate.refuses(rule, gates, device):
                 raise UsageError(f"engine {engine!r} cannot run this rule: {reason}. Write engine='auto'.")
             return candidate
     raise UsageError(
@@ -121,7 +125,7 @@ def run(
             for memories that start at zero and for attention.
         mask: bool [B, T], false for padding on either side.
         cu_seqlens: int [N + 1], sequences packed into one row.
-        engine: "auto", "exact", "chunk" or "recurrence"; all give the same numbers.
+        engine: "auto" or a name of `miras.engines.ENGINES`; all give the same numbers.
         validate: check ranges and finiteness too, which waits for the device.
         where: the call's layout if already made (then mask and cu_seqlens are not looked at).
 
@@ -152,7 +156,7 @@ def run(
     if where.dense and q.shape[1] == 1 and engine == "auto":
         chosen = ENGINES[-1]
     else:
-        chosen = plan(mixer, engine, gates)
+        chosen = plan(mixer, engine, gates, v.device)
     inner = {"q": q, "k": k, "v": v, **gates}
     inner = {n: x.to(dtype) for n, x in inner.items()}
     recent: dict[str, Tensor] = {}

@@ -271,12 +271,19 @@ def _label(mixer: Mixer) -> str:
     return f"{label}, chunk {mixer.chunk}" if isinstance(mixer, Rule) else label
 
 
+def _engine(rule: Rule, bf16: bool) -> str:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # as the Trainer chooses
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        engine = plan(rule, device=device)
+    return f"{engine.name}, {engine.about}"
+
+
 def _headline(model: MirasForCausalLM, config: TrainConfig, data: _Data) -> None:
     about = data.about
     shape = f"{config.layers} layers of {config.dim} with {config.heads} heads"
     say(f"{config.model}: {model.num_parameters():,} parameters, {shape}")
     for mixer in dict.fromkeys(config.mixers):
-        said = f"{plan(mixer).name}, {plan(mixer).about}" if isinstance(mixer, Rule) else "PyTorch's attention"
+        said = _engine(mixer, config.bf16) if isinstance(mixer, Rule) else "PyTorch's attention"
         say(f"mixer      {_label(mixer)}\nengine     {said}")
     say(
         f"data       {about['name']}: {about['train_tokens']:,} tokens to train on, {about['validation_tokens']:,} "
