@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test slow check docs bench
+.PHONY: help setup demo test slow check docs bench bench-gpu
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 setup: .venv/done  ## a virtual environment with everything
 
@@ -34,3 +34,6 @@ docs: setup  ## the map of the design space, from the docstrings: docs/design-sp
 
 bench: setup  ## speed and memory of the layers on this machine, beside peers: runs/bench
 	$(BIN)/miras bench
+
+bench-gpu: setup  ## what the kernels reach on this machine's GPU: benchmarks/results/<device>.md
+	$(BIN)/python benchmarks/gpu.py

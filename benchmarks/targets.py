@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from results_page import Target, made_by, table
 
 from miras.bench.decode import decode
 from miras.bench.entries import PEERS, build, chunk_of, step, useful_flops
 from miras.bench.memory import available, peak_memory
 from miras.bench.progress import Steps
-from miras.bench.run import commit, machine
+from miras.bench.run import machine
 from miras.bench.sizes import Sizes
 from miras.bench.timing import Timing, alternate, machine_calls, machine_speed
 from miras.errors import MirasError
 from miras.train.files import write_text
-from miras.train.summary import versions
 
 RESULTS = Path(__file__).parent / "results" / "cpu.md"
 DEEP = ("yaad", "moneta", "memora")
@@ -52,39 +52,6 @@ class Scale:
 FULL = Scale(Sizes(), 65_536, Sizes(level="model"), (256, 8192), 8192, (1024, 1_048_576), (64, 16))
 TINY = Sizes(batch=1, time=32, dim=16, heads=2, layers=1)
 QUICK = Scale(TINY, 64, TINY.with_(level="model"), (16, 32), 32, (64, 128), (8, 4))
-
-
-@dataclass(frozen=True)
-class Target:
-    """A line of the table.
-
-    Attributes:
-        what: in words.
-        measured: the number, or None where it could not be measured.
-        bound: what it has to reach; None: it is only stated.
-        least: whether the bound is the least it may be, or the most.
-        unit: of the number.
-        note: what else there is to say.
-    """
-
-    what: str
-    measured: float | None
-    bound: float | None = None
-    least: bool = True
-    unit: str = "x"
-    note: str = ""
-
-    def row(self) -> tuple[str, str, str, str, str]:
-        """Cells of the table."""
-        wanted = "" if self.bound is None else f"at {'least' if self.least else 'most'} {self._said(self.bound)}"
-        if self.measured is None:
-            return self.what, wanted, "-", "not measured" if self.bound else "", self.note
-        met = self.bound is not None and (self.measured >= self.bound) == self.least
-        verdict = "" if self.bound is None else "met" if met else "**not met**"
-        return self.what, wanted, self._said(self.measured), verdict, self.note
-
-    def _said(self, value: float) -> str:
-        return f"{100 * value:.0f} %" if self.unit == "%" else f"{value:.2f} {self.unit}"
 
 
 @dataclass
@@ -257,12 +224,6 @@ def decoding(scale: Scale, told: Callable[[str], None]) -> tuple[list[dict[str, 
     return rows, targets
 
 
-def table(rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
-    """A table in markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def page(parts: Sequence[Measured], decoded: list[dict[str, Any]], targets: list[Target], command: str) -> str:
     """The page of results."""
     here, size = machine("cpu"), parts[0].cases["yaad"][1]
@@ -278,7 +239,6 @@ def page(parts: Sequence[Measured], decoded: list[dict[str, Any]], targets: list
         for row in decoded
     ]
     ceilings = ", ".join(f"{part.ceiling / 1e9:.0f}" for part in parts)
-    said = ", ".join(f"{name} {version}" for name, version in versions().items())
     peers = "\n".join(f"* {name}: {peer.about}" for name, peer in PEERS.items())
     return f"""# Targets on a CPU
 
@@ -304,7 +264,7 @@ Decoding one token, one sequence, tiny model; the state of the long context by s
 
 {table(cells, ("model", "context", "ms/token", "spread", "bytes of state"))}
 
-`{command}`, commit {commit() or "not known"}, {here["cpu"]}, threads: {here["threads"]}, {said}.
+{made_by(command, here["cpu"], f"threads: {here['threads']}")}.
 """
 
 

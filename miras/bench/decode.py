@@ -6,7 +6,7 @@ attention gets a cache of that length, as far as memory allows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from miras.attention import CacheState
-from miras.bench.entries import VOCAB, build
+from miras.bench.entries import autocast, build
 from miras.bench.memory import available
 from miras.bench.sizes import Sizes
 from miras.bench.timing import alternate
@@ -35,7 +35,7 @@ def decode(
 
     Args:
         names: variants.
-        sizes: the level, dim, heads, gates, chunk; one sequence whatever the batch is.
+        sizes: the level, dim, heads, gates, chunk, dtype; one sequence whatever the batch is.
         contexts: tokens read before.
         rounds: how often each is timed.
         told: called with a name before each call.
@@ -51,7 +51,8 @@ def decode(
         module, first = build(name, sizes), _input(sizes, READ)
         module.eval()
         one = _input(sizes, 1)
-        after = module(first)[1]
+        with autocast(sizes):
+            after = module(first)[1]
         for context in contexts:
             row = {"name": name, "context": context, "ms": None, "spread": None, "state_bytes": None, "note": ""}
             rows.append(row)
@@ -61,7 +62,7 @@ def decode(
                 continue
             state = at_context(after, context)
             row["state_bytes"] = sum(s.nbytes for s in state) if isinstance(state, list) else state.nbytes
-            calls[f"{name} at {context:,}"] = _call(module, one, state)
+            calls[f"{name} at {context:,}"] = _call(module, one, state, sizes)
     for key, timing in alternate(calls, rounds, 2, sizes.device, told).items():
         row = next(r for r in rows if key == f"{r['name']} at {r['context']:,}")
         row |= {"ms": 1000 * timing.median, "spread": timing.spread}
@@ -89,8 +90,12 @@ def _input(sizes: Sizes, time: int) -> Tensor:
     torch.manual_seed(0)
     if sizes.level == "layer":
         return torch.randn(1, time, sizes.dim, device=sizes.device)
-    return torch.randint(VOCAB, (1, time), device=sizes.device)
+    return torch.randint(sizes.vocab, (1, time), device=sizes.device)
 
 
-def _call(module: nn.Module, one: Tensor, state: LayerState | list[LayerState]) -> Callable[[], Mapping[str, Any]]:
-    return lambda: torch.no_grad()(module)(one, state)
+def _call(module: nn.Module, one: Tensor, state: LayerState | list[LayerState], sizes: Sizes) -> Callable[[], object]:
+    def call() -> object:
+        with torch.no_grad(), autocast(sizes):
+            return module(one, state)
+
+    return call

@@ -20,7 +20,6 @@ from miras.model import Miras
 from miras.rule import Rule
 from miras.variants import variant
 
-VOCAB = 256
 PEER_CHUNK = 64
 """Where a peer needs a chunk and none is given; its own default."""
 
@@ -117,19 +116,19 @@ def build(name: str, sizes: Sizes) -> nn.Module:
     """
     torch.manual_seed(0)
     if name in PEERS:
-        module = _peer(name, sizes)
-    elif sizes.level == "layer":
-        gates: Any = sizes.gates
-        module = MirasLayer(sizes.dim, sizes.heads, variant(name, sizes.chunk), gates=gates)
-    else:
+        return _peer(name, sizes).to(sizes.device)
+    gates: Any = sizes.gates
+    with torch.device(sizes.device):  # large models take long to draw on a CPU
+        if sizes.level == "layer":
+            layer = MirasLayer(sizes.dim, sizes.heads, variant(name, sizes.chunk), gates=gates)
+            if sizes.compile:
+                layer.compile(dynamic=False)
+            return layer
         mixers = [variant(name, sizes.chunk)] * sizes.layers
-        module = Miras(VOCAB, sizes.dim, sizes.heads, _hidden(sizes), mixers, gates=sizes.gates)
-    module = module.to(sizes.device)
-    if sizes.compile and isinstance(module, Miras):
-        module.backbone.compile_layers()
-    elif sizes.compile and name not in PEERS:
-        module.compile(dynamic=False)
-    return module
+        model = Miras(sizes.vocab, sizes.dim, sizes.heads, _hidden(sizes), mixers, gates=gates)
+    if sizes.compile:
+        model.backbone.compile_layers()
+    return model
 
 
 def _peer(name: str, sizes: Sizes) -> nn.Module:
@@ -142,22 +141,24 @@ def _peer(name: str, sizes: Sizes) -> nn.Module:
         raise Missing(f"not installed: pip install {peer.package} ({error})") from error
 
 
+def autocast(sizes: Sizes) -> torch.autocast:
+    """A context in which products are taken in the dtype of a case."""
+    return torch.autocast(sizes.device, torch.bfloat16, enabled=sizes.dtype == "bfloat16")
+
+
 def step(module: nn.Module, sizes: Sizes) -> Callable[[], None]:
     """One call as it is timed: forward, and backward to all parameters and the input, on the same random input."""
     generator = torch.Generator().manual_seed(0)
     if sizes.level == "layer":
         x = torch.randn(sizes.batch, sizes.time, sizes.dim, generator=generator)
     else:
-        x = torch.randint(VOCAB, (sizes.batch, sizes.time), generator=generator)
+        x = torch.randint(sizes.vocab, (sizes.batch, sizes.time), generator=generator)
     x = x.to(sizes.device).requires_grad_(sizes.level == "layer" and sizes.backward)
 
     def call() -> None:
         module.zero_grad(set_to_none=True)
         x.grad = None
-        with (
-            torch.set_grad_enabled(sizes.backward),
-            torch.autocast(sizes.device, torch.bfloat16, enabled=sizes.dtype == "bfloat16"),
-        ):
+        with torch.set_grad_enabled(sizes.backward), autocast(sizes):
             y = module(x)
             y = y if isinstance(y, Tensor) else y[0]
             if sizes.level == "model":
@@ -179,7 +180,7 @@ def useful_flops(name: str, sizes: Sizes) -> float | None:
         parts = layer_flops(mixer, sizes)
         each = None if parts is None else sum(parts.values())
     else:
-        each = model_flops([mixer] * sizes.layers, sizes, _hidden(sizes), VOCAB)
+        each = model_flops([mixer] * sizes.layers, sizes, _hidden(sizes), sizes.vocab)
     return None if each is None else each * sizes.tokens * (1 + BACKWARD * sizes.backward)
 
 

@@ -32,6 +32,7 @@ class Sizes:
         backward: forward and backward, or the forward pass alone without a graph.
         level: "layer", a `MirasLayer`; "model", tokens to loss through a stack.
         layers: layers of a model.
+        vocab: tokens that a model knows.
         device: "cpu" or "cuda".
         compile: compile layers; the first call then takes minutes.
 
@@ -49,6 +50,7 @@ class Sizes:
     backward: bool = True
     level: str = "layer"
     layers: int = 4
+    vocab: int = 256
     device: str = "cpu"
     compile: bool = False
 
@@ -60,7 +62,7 @@ class Sizes:
                 raise UsageError(f"--{name} {word}: there is no such {name}.{near(word, words)}")
         if self.dim is None:
             object.__setattr__(self, "dim", LAYER_DIM if self.level == "layer" else MODEL_DIM)
-        for name in ("batch", "time", "dim", "heads", "chunk", "layers"):
+        for name in ("batch", "time", "dim", "heads", "chunk", "layers", "vocab"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UsageError(f"--{name} {value}: expected at least 1.")
         if self.dim % self.heads:

@@ -25,6 +25,7 @@ from miras.errors import MirasError, UsageError
 from miras.variants import VARIANTS, variant
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import gpu
 import targets
 
 # The token loop also reads where it only steps (DeltaProduct) and predicts twice where it erases (Comba, RWKV-7).
@@ -214,3 +215,40 @@ def test_a_target_is_met_or_not():
     assert targets.Target("memory", 1.2, 1.0, least=False).row()[3] == "**not met**"
     assert targets.Target("part", 0.25, unit="%").row() == ("part", "", "25 %", "", "")
     assert targets.Target("speed", None, 1.0).row()[2:4] == ("-", "not measured")
+
+
+def test_the_gpu_benchmark_writes_its_page_without_a_gpu(tmp_path):
+    found = gpu.main(["--device", "cpu", "--quick", "--out", str(tmp_path / "gpu.md")])
+    text = (tmp_path / "gpu.md").read_text()
+    assert all(target.what in text for target in gpu.targets(found))
+    for rows in (found.checks, found.ops, found.models, found.decoded):
+        assert rows and not [row["note"] for row in rows if row.get("note")]
+    assert {row["engine"] for row in found.checks} == {"recurrence", "exact", "chunk"}
+    assert all(row["forward"] < {"float32": 1e-5, "bfloat16": 0.1}[row["dtype"]] for row in found.checks)
+
+
+def test_the_gpu_benchmark_goes_on_where_a_case_fails():
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 TiB")
+
+    pages = []
+    results = gpu.Results(gpu.QUICK, lambda found: pages.append(gpu.page(found, "made")), 1e12)
+    results.add(results.models, {"name": "yaad", "time": 16, "batch": 2}, full)
+    results.add(results.decoded, {"name": "yaad"}, lambda: 1 / 0)
+    results.add(results.models, {"name": "moneta", "time": 16, "batch": 2}, lambda: [{"ms": 1.0}])
+    assert "| yaad | 16 | 2 |  |  |  |  |  | out of memory |" in pages[0]
+    assert "ZeroDivisionError: division by zero" in pages[1] and "| moneta | 16 | 2 | 1.00 |" in pages[2]
+
+
+def test_the_gpu_benchmark_without_a_gpu_says_what_it_needs(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as left:
+        gpu.main([])
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "benchmarks/gpu.py needs an NVIDIA GPU and a PyTorch that was built for it.\n"
+
+
+def test_the_page_is_called_after_the_device(monkeypatch):
+    monkeypatch.setattr(gpu, "device_name", lambda device: "NVIDIA H200")
+    assert Path(gpu.page_of("cuda", quick=False)) == gpu.RESULTS / "h200.md"
+    assert gpu.page_of("cuda", quick=True) == "-"
