@@ -217,4 +217,4 @@ def _inputs(rule: Rule, x: Inputs, where: Layout) -> Inputs:
 
 def _turned(name: str, matrix: Tensor) -> Tensor:
     """Between our memory, values x keys, and fla's; what has keys on both sides stays."""
-    return matrix.mT if name == "w" else matrix
+    return matrix.mT.contiguous() if name == "w" else matrix
