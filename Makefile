@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup demo test slow check docs bench bench-gpu
+.PHONY: help setup demo test slow check docs lab bench bench-gpu
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,9 @@ check: setup  ## format, lint, types and tests: what has to be green before a co
 
 docs: setup  ## the map of the design space, from the docstrings: docs/design-space.md, docs/axes/
 	OMP_NUM_THREADS=1 $(BIN)/python docs/generate.py
+
+lab: setup  ## the lab's pictures and tables: docs/lab.md, docs/lab/; some minutes
+	OMP_NUM_THREADS=1 $(BIN)/python docs/lab.py
 
 bench: setup  ## speed and memory of the layers on this machine, beside peers: runs/bench
 	$(BIN)/miras bench

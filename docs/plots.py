@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
@@ -23,6 +22,7 @@ from miras import algorithm, bias, memory, retention
 from miras.attention import Attention
 from miras.errors import UsageError
 from miras.registry import Axis, choices
+from miras.report.plots import file_svg
 from miras.rule import Rule
 from miras.variants import VARIANTS, variant
 from miras.weights import COLUMNS, ROWS, Leaf
@@ -56,10 +56,7 @@ STYLE: dict[Any, Any] = {
 def write_svg(draw: Callable[[], Figure], path: Path) -> None:
     """A drawing as SVG that is the same, byte for byte, whenever it is written with the same versions."""
     with matplotlib.rc_context(STYLE):
-        draw().savefig(path, format="svg", metadata={"Date": None, "Creator": "docs/generate.py"})
-    # Hundredths of a point are enough, and the same on every machine; indentation is a sixth of the file.
-    text = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", path.read_text(encoding="utf-8"))
-    path.write_text("\n".join(line.strip() for line in text.splitlines()) + "\n", encoding="utf-8")
+        path.write_text(file_svg(draw(), "docs/generate.py"), encoding="utf-8")
 
 
 def figure_of(cls: type[Axis]) -> Figure:

@@ -39,6 +39,7 @@ ORDER = (
     ("train",),
     ("evaluate",),
     ("report",),
+    ("lab",),
     ("demo",),
     ("bench",),
     ("cli",),

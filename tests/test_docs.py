@@ -9,6 +9,7 @@ import pytest
 
 from miras import bias
 from miras.evaluate.describe import AXES, parts
+from miras.lab import SCENARIOS
 from miras.variants import VARIANTS
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +65,15 @@ def test_a_drawing_is_the_same_every_time(tmp_path):
     for name in "ab":
         plots.write_svg(lambda: plots.figure_of(bias.Huber), tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_lab_page_shows_every_scenario_with_its_rules():
+    page = (DOCS / "lab.md").read_text()
+    for name, cls in SCENARIOS.items():
+        part = page.split(f"<!-- lab {name} -->")[1].split("<!-- end -->")[0]
+        rules, drawn = [e.name for e in cls().entries()], (DOCS / "lab" / f"{name}.svg").read_text()
+        assert re.findall(r"^\| (.+?) \|", part, flags=re.MULTILINE)[2:] == rules, "run: make lab"
+        assert f"(lab/{name}.svg)" in part and all(f">{rule}<" in drawn for rule in rules)
 
 
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])

@@ -14,22 +14,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from rich import box
 from rich.table import Table
 
-from miras.report.plots import look
+from miras.report.plots import FILE_STYLE, look
 from miras.report.text import counted, three_digits
 
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "miras",
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.5,
-    "legend.frameon": False,
-    "figure.facecolor": "white",
-}
 NOTHING = "-"
 
 
@@ -139,7 +126,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         peaks = {id(r): r["peak_bytes"] / 1e3 / (batch * r["time"]) for r in rows if r["peak_bytes"] is not None}
         panels.append(("peak memory, kB per token", peaks))
     height = 3.4 if over else 1.1 + 0.22 * len(rows)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(FILE_STYLE):
         figure = Figure(figsize=(4.2 * len(panels), height + 0.6), layout="constrained")
         every = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (label, values) in zip(every, panels, strict=True):

@@ -3,6 +3,7 @@
 """
 
 from miras.cli import bench as bench
+from miras.cli import lab as lab
 from miras.cli import models as models
 from miras.cli import train as train
 from miras.cli import variants as variants

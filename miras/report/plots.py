@@ -49,6 +49,21 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.4,
     "lines.markersize": 4.5,
 }
+# A drawing in a file of its own has no page around it.
+FILE_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "miras",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.5,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+}
 _LEGEND_COLUMNS = 3
 _LEAST_SPAN = 10.0  # highest over lowest value of a logarithmic axis
 _DRAWN_POINTS = 200  # of a curve: more cannot be seen at this size and only make the page heavy
@@ -66,6 +81,15 @@ def look(index: int) -> Look:
     """Return the look of the model at `index`: distinct in dash and marker too, and as a pair beyond seven models."""
     shape = index + index // len(_COLOURS)
     return Look(_COLOURS[index % len(_COLOURS)], _DASHES[shape % len(_DASHES)], _MARKERS[shape % len(_MARKERS)])
+
+
+def file_svg(figure: Figure, creator: str) -> str:
+    """Return `figure` as an SVG file that is the same, byte for byte, whenever the same versions draw it."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": creator})
+    # Hundredths of a point are enough, and the same on every machine; indentation is a sixth of the file.
+    text = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", buffer.getvalue())
+    return "\n".join(line.strip() for line in text.splitlines()) + "\n"
 
 
 def smoothing_reach(points: int) -> int:
