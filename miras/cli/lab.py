@@ -13,7 +13,7 @@ from miras.errors import UsageError
 
 @main.command(
     epilog="Examples:\n\n  miras lab\n\n  miras lab outliers\n\n  miras lab outliers yaad titans --set rate=0.4"
-    "\n\n  miras lab drift gated_deltanet my_rule.yaml --tau 100 --eta 0.5\n\n  miras lab --all --out docs/lab"
+    "\n\n  miras lab drift gated_deltanet my_rule.yaml --tau 100 --eta 0.5\n\n  miras lab --all"
 )
 def lab(
     scenario: Annotated[str | None, typer.Argument(help="What happens; without it, the list.")] = None,

@@ -63,8 +63,11 @@ def entry(name: str, mixer: Mixer | None = None, tau: float | None = None) -> En
         UsageError: an unknown name, a bad file, or attention, which has no fixed-size memory to look into.
     """
     if mixer is None:
-        in_a_file = name.endswith((".yaml", ".yml", ".json"))
-        mixer = load_config(name, {}).mixers[0] if in_a_file else variant(name)
+        if name.endswith((".yaml", ".yml", ".json")):
+            config = load_config(name, {})
+            name, mixer = config.model, config.mixers[0]
+        else:
+            mixer = variant(name)
     if not isinstance(mixer, Rule):
         rules = ", ".join(n for n in VARIANTS if isinstance(variant(n), Rule))
         raise UsageError(f"{name} keeps all pairs and has no memory to look into; expected a rule: {rules}.")

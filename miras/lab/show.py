@@ -21,6 +21,8 @@ from miras.train.files import write_text
 COLUMNS = 4
 # Errors beyond are drawn at the edge: what is learned exactly, and what diverged.
 LOWEST, HIGHEST = 0.01, 4.0
+# Of the highest: a surprise that vanishes leaves the picture.
+LEAST = 1e-4
 NOTHING = "-"
 
 
@@ -152,16 +154,20 @@ def _error_axis(axes: Axes) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, LOWEST * 0.9), min(high, HIGHEST * 1.1))
-    axes.set_yticks([x for x in (0.01, 0.03, 0.1, 0.3, 1, 3) if low <= x <= high])
+    ticks = (0.01, 0.03, 0.1, 0.3, 1, 3) if high / low > 4 else (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.4, 2)
+    axes.set_yticks([x for x in ticks if low <= x <= high])
     _plain_numbers(axes)
 
 
 def _size_axis(axes: Axes, quantity: str) -> None:
     if quantity in ("near_zero", "limited"):
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         return
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    low, high = axes.get_ylim()
+    axes.set_ylim(bottom=max(low, high * LEAST))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high / low < 300 else (1.0,)))
     _plain_numbers(axes)
 
 

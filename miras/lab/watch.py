@@ -34,6 +34,8 @@ class Seen(NamedTuple):
         norm: of the weights, [R, S].
         moved: distance of the weights from those it began with, [R, S].
         near_zero: share of weights near zero, [R, S].
+
+    The last three are NaN for `LeastSquares`, whose matrices are statistics to solve with, no weights.
     """
 
     errors: dict[str, Tensor]
@@ -81,7 +83,7 @@ def watch(entry: Entry, streams: Sequence[Stream], etas: Sequence[float] | None 
         etas: R learning rates, tried side by side; None: the entry's own, R = 1.
         closely: look at every token's surprise, which takes a call for each chunk.
     """
-    rule, rows, both = entry.rule, len(etas or (0,)), together(streams)
+    rule, rows, both = entry.rule, 1 if etas is None else len(etas), together(streams)
     k, v, truth, write = (x.expand(rows, *x.shape) for x in (both.k, both.v, both.truth, both.write))
     gates = _gates(entry, k, write, etas)
     size, generator = k.shape[-1], torch.Generator().manual_seed(0)
@@ -99,8 +101,8 @@ def watch(entry: Entry, streams: Sequence[Stream], etas: Sequence[float] | None 
             lagged = k[..., past.clamp_min(0), :], truth[..., past.clamp_min(0), :]
             there = (past >= 0) & (write[..., past.clamp_min(0)] > 0)
             seen.append(_ask(rule, state, first, asked, lagged, there))
-    surprise, limited = (torch.cat(x, -1) for x in zip(*near, strict=True)) if near else (None, None)
-    limited = limited if isinstance(rule.bias, Huber) else None
+    surprise = torch.cat([s for s, _ in near], -1) if near else None
+    limited = torch.cat([x for _, x in near], -1) if near and isinstance(rule.bias, Huber) else None
     return Course(both.at, _over_time(seen), surprise, limited)
 
 
@@ -135,7 +137,7 @@ def _read_on(rule: Rule, state: State, k: Tensor, v: Tensor, gates: Mapping[str,
 
 
 def _surprise(rule: Rule, state: State, k: Tensor, v: Tensor, gates: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The norm of each token's own gradient (of its first step) and the share of its coordinates that are limited."""
+    """The norm of each token's own gradient (of its first step), and the share of its coordinates that Huber limits."""
     leaves, gates = rule.leaves(k.shape[-1], v.shape[-1]), {n: g[..., : k.shape[2], :] for n, g in gates.items()}
     origin = state.origin
     if rule.gradient_at == "decayed":
@@ -143,8 +145,10 @@ def _surprise(rule: Rule, state: State, k: Tensor, v: Tensor, gates: Mapping[str
     weights = rule.link(origin, state.home, leaves)
     grad = replace(rule, window=1).gradient(weights, state.slow, k, v, gates)
     norm = torch.stack([g.dense().square().sum((-2, -1)) for g in grad.values()]).sum(0).sqrt()
+    if not isinstance(rule.bias, Huber):
+        return norm, torch.zeros_like(norm)
     error = rule.memory.read(weights, k, state.slow) - v
-    # On its quadratic branch every form of Huber's loss has the error itself for a gradient.
+    # On its quadratic branch every form of the loss has the error itself for a gradient.
     limited = rule.bias.grad(error, torch.zeros_like(v), gates) != error
     return norm, limited.float().mean(-1)
 
@@ -180,15 +184,14 @@ def _ask(
 
 def _shape(rule: Rule, weights: Weights, first: Weights, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Norm of the weights, their distance from the first ones, and the share of them near zero, [R, S] each."""
-    norm, moved, small, count = 0.0, 0.0, 0.0, 0
-    for name in rule.memory.leaves(size, size):
-        now, then = (densified(w[name]).squeeze(-3) for w in (weights, first))
-        norm, moved = norm + now.square().sum((-2, -1)), moved + (now - then).square().sum((-2, -1))
-        largest = now.abs().amax((-2, -1), keepdim=True)
-        small = small + (now.abs() <= NEAR_ZERO * largest).sum((-2, -1))
-        count += now[0, 0].numel()
-    norm, moved, small = (torch.as_tensor(x) for x in (norm, moved, small))
-    return norm.sqrt(), moved.sqrt(), small / count
+    now, then = ([densified(w[n]).squeeze(-3) for n in rule.memory.leaves(size, size)] for w in (weights, first))
+    norm = torch.stack([x.square().sum((-2, -1)) for x in now]).sum(0).sqrt()
+    if isinstance(rule.algorithm, LeastSquares):
+        nothing = torch.full_like(norm, torch.nan)
+        return nothing, nothing, nothing
+    moved = torch.stack([(x - y).square().sum((-2, -1)) for x, y in zip(now, then, strict=True)]).sum(0).sqrt()
+    small = [(x.abs() <= NEAR_ZERO * x.abs().amax((-2, -1), keepdim=True)).sum((-2, -1)) for x in now]
+    return norm, moved, torch.stack(small).sum(0) / sum(x[0, 0].numel() for x in now)
 
 
 def _over_time(seen: Sequence[Seen]) -> Seen:

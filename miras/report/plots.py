@@ -87,8 +87,9 @@ def file_svg(figure: Figure, creator: str) -> str:
     """Return `figure` as an SVG file that is the same, byte for byte, whenever the same versions draw it."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": creator})
-    # Hundredths of a point are enough, and the same on every machine; indentation is a sixth of the file.
-    text = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", buffer.getvalue())
+    # Hundredths of a point are enough, and the same on every machine; indentation is a sixth of the file. What is
+    # written stays as it is: a label may be 0.001.
+    text = re.sub(r"\d+\.\d{3,}(?=[^<>]*>)", lambda number: f"{float(number[0]):.2f}", buffer.getvalue())
     return "\n".join(line.strip() for line in text.splitlines()) + "\n"
 
 
