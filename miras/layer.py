@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miras.attention import Attention, CacheState, rotate
-from miras.engines import run
+from miras.engines import Engine, run
 from miras.errors import UsageError
 from miras.layout import Layout, layout
 from miras.mixer import Mixer
@@ -128,7 +128,7 @@ class MirasLayer(nn.Module):
         mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         where: Layout | None = None,
-        engine: str = "auto",
+        engine: str | Engine = "auto",
     ) -> tuple[Tensor, LayerState]:
         """Mix along the sequence.
 
@@ -175,7 +175,7 @@ class MirasLayer(nn.Module):
         state: LayerState | None,
         seen: Tensor,
         where: Layout,
-        engine: str,
+        engine: str | Engine,
     ) -> tuple[Tensor, Any]:
         q, k = F.normalize(q, dim=-1, eps=1e-6), F.normalize(k, dim=-1, eps=1e-6)
         position = seen[where.row] + where.rank.clamp_min(0)

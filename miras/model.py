@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from miras.engines import Engine
 from miras.errors import UsageError
 from miras.layer import LayerState, MirasLayer
 from miras.layout import Layout, layout
@@ -47,7 +48,9 @@ class Block(nn.Module):
         self.mixer_norm, self.mixer = nn.RMSNorm(dim, eps=1e-6), mixer
         self.mlp_norm, self.mlp = nn.RMSNorm(dim, eps=1e-6), SwiGLU(dim, hidden)
 
-    def forward(self, x: Tensor, state: LayerState | None, where: Layout, engine: str) -> tuple[Tensor, LayerState]:
+    def forward(
+        self, x: Tensor, state: LayerState | None, where: Layout, engine: str | Engine
+    ) -> tuple[Tensor, LayerState]:
         """x [B, T, D] and the layer's state -> x [B, T, D] and its state."""
         y, after = self.mixer(self.mixer_norm(x), state, where=where, engine=engine)
         x = x + y
@@ -84,7 +87,7 @@ class Backbone(nn.Module):
         self.embed = nn.Embedding(vocab, dim)
         self.blocks = nn.ModuleList(Block(layer, dim, hidden) for layer in layers)
         self.norm = nn.RMSNorm(dim, eps=1e-6)
-        self.engine = "auto"
+        self.engine: str | Engine = "auto"
         # Hugging Face's trainer sets these two.
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Any] | None = None

@@ -39,6 +39,7 @@ ORDER = (
     ("train",),
     ("evaluate",),
     ("report",),
+    ("inside",),
     ("lab",),
     ("demo",),
     ("bench",),

@@ -67,6 +67,17 @@ class Huber(Bias):
             return r * (limit / torch.maximum(r.square().sum(-1, keepdim=True), limit)).sqrt()
         return torch.where(_ordinary(r, delta), r, delta * r * (r.square() + EPS).rsqrt())
 
+    def extreme(self, y: Tensor, v: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
+        """Share of the error's coordinates on the linear branch, [..., C]; 0 or 1 where the norm decides for all."""
+        r, delta = y - v, gates["delta"]
+        if self.form == "coordinate":
+            beyond = r.abs() > delta
+        elif self.form == "norm":
+            beyond = torch.linalg.vector_norm(r, dim=-1, keepdim=True) > delta
+        else:
+            beyond = ~_ordinary(r, delta)
+        return beyond.to(r.dtype).mean(-1)
+
 
 def _huber(size: Tensor, delta: Tensor) -> Tensor:
     return torch.where(size <= delta, 0.5 * size.square(), delta * (size - 0.5 * delta))

@@ -74,18 +74,20 @@ def explain(rule: Rule, gates: Gates | None = None, device: torch.device = CPU) 
     return said
 
 
-def plan(rule: Rule, engine: str = "auto", gates: Gates | None = None, device: torch.device = CPU) -> Engine:
+def plan(rule: Rule, engine: str | Engine = "auto", gates: Gates | None = None, device: torch.device = CPU) -> Engine:
     """The engine that runs a rule on more than one token.
 
     Args:
         rule: the rule.
-        engine: a name, or "auto" for the first that can run it.
+        engine: a name, "auto" for the first that can run it, or an engine of one's own.
         gates: the gates it will get, where known: per-channel gates rule some engines out.
         device: where the tensors will be.
 
     Raises:
         UsageError: an unknown engine, or one that cannot run the rule, with the reason.
     """
+    if isinstance(engine, Engine):
+        return engine
     if engine == "auto":
         return next(e for e in ENGINES if e.refuses(rule, gates, device) is None)
     for candidate in ENGINES:
@@ -107,7 +109,7 @@ def run(
     state: State | CacheState | None = None,
     mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
-    engine: str = "auto",
+    engine: str | Engine = "auto",
     validate: bool = False,
     where: Layout | None = None,
 ) -> tuple[Tensor, Any]:
@@ -125,7 +127,7 @@ def run(
             for memories that start at zero and for attention.
         mask: bool [B, T], false for padding on either side.
         cu_seqlens: int [N + 1], sequences packed into one row.
-        engine: "auto" or a name of `miras.engines.ENGINES`; all give the same numbers.
+        engine: "auto" or a name of `miras.engines.ENGINES`, which all give the same numbers, or one of one's own.
         validate: check ranges and finiteness too, which waits for the device.
         where: the call's layout if already made (then mask and cu_seqlens are not looked at).
 

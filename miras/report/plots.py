@@ -5,16 +5,21 @@ A figure carries no colour for text and background: its ink is the page's, so on
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.transforms import Affine2D
 
-from miras.report.text import byte_size
+from miras.report.text import Form, byte_size, mean, written
 
 # Okabe and Ito's palette without black (the ink) and yellow (too pale on white); grey closes it.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
@@ -66,6 +71,10 @@ FILE_STYLE: dict[Any, Any] = {
 }
 _LEGEND_COLUMNS = 3
 _LEAST_SPAN = 10.0  # highest over lowest value of a logarithmic axis
+_HEAT, _FULL = "#0072B2", 0.75  # of heat maps: the ink of the numbers reads on the fullest shade too
+_SHADES = 25
+_NUMBERED = 12  # columns of a heat map that leave room for numbers
+_LABELS = 10  # of an axis
 _DRAWN_POINTS = 200  # of a curve: more cannot be seen at this size and only make the page heavy
 
 
@@ -75,6 +84,22 @@ class Look(NamedTuple):
     colour: str
     dash: Any
     marker: str
+
+
+class Line(NamedTuple):
+    """A curve: `style` is "line", "points" or "both"."""
+
+    name: str
+    style: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+class Axis(NamedTuple):
+    """An axis of a heat map: what it is, and the label of each row or column."""
+
+    name: str
+    labels: Sequence[str]
 
 
 def look(index: int) -> Look:
@@ -93,115 +118,152 @@ def file_svg(figure: Figure, creator: str) -> str:
     return "\n".join(line.strip() for line in text.splitlines()) + "\n"
 
 
-def smoothing_reach(points: int) -> int:
-    """Return how many neighbours on each side the smoothed curve of `points` measurements averages."""
-    return points // 50
-
-
-def loss_figure(models: Sequence[dict], name: str, start: float = 0.0) -> str:
-    """Draw bits per byte against the step: training as smoothed lines, validation as points.
+def curves(
+    lines: Sequence[Line], looks: Mapping[str, int], name: str, x: str, y: str, log: str = "", form: Form = "digits"
+) -> str:
+    """Draw lines over one pair of axes; those of one name and style as their mean and, shaded, their range.
 
     Args:
-        models: entries of `results["models"]`.
+        lines: what is drawn.
+        looks: index of each line's look, by its name.
         name: prefix of all ids in the SVG, unique on the page.
-        start: the fraction of the run at which the drawing begins; the vertical axis fits what is left.
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
+        log: which axes are logarithmic: "", "x", "y" or "xy".
+        form: how numbers of the vertical axis are written.
     """
+    names = list(dict.fromkeys(line.name for line in lines))
 
     def draw(axes: Axes) -> None:
-        first = start * max((step for model in models for step in model["curve"]["step"]), default=0)
-        for index, model in enumerate(models):
-            colour, dash, marker = look(index)
-            curve, points = model["curve"], model["validation"]
-            smooth = _smooth(curve["bits_per_byte"])
-            steps, values = _since(first, curve["step"][: len(smooth)], smooth)
-            stride = max(1, len(steps) // _DRAWN_POINTS)
-            axes.plot(steps[::stride], values[::stride], color=colour, linestyle=dash)
-            axes.plot(
-                *_since(first, points["step"], points["bits_per_byte"]), color=colour, marker=marker, linestyle=""
-            )
-        axes.set_xlabel("training step")
-        axes.set_ylabel("bits per byte")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        for rank, (label, style) in enumerate(dict.fromkeys((line.name, line.style) for line in lines)):
+            same = [line for line in lines if (line.name, line.style) == (label, style)]
+            _draw(axes, same, look(looks[label]), 1 - rank / len(lines))
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        _scale(axes, log, [value for line in lines for value in line.x], form)
 
-    part = f", from {start:.0%} of the run on" if start else ""
-    return _figure(draw, models, name, f"Bits per byte against training step{part}, one line a model")
+    return _figure(draw, [(label, look(looks[label])) for label in names], name, f"{y} against {x}, one line a name")
 
 
-def decode_figure(models: Sequence[dict], name: str) -> str:
-    """Draw the milliseconds one generated token takes against the context before it, both axes logarithmic."""
+def heat(
+    values: Sequence[Sequence[float | None]],
+    axes: tuple[Axis, Axis],
+    name: str,
+    title: str,
+    low: float | None = None,
+    high: float | None = None,
+    form: Form = "digits",
+) -> str:
+    """Draw numbers as shades of one colour over the page's own, with the numbers where there is room for them.
 
-    def draw(axes: Axes) -> None:
-        _against_context(axes, models, "decode_ms_per_token")
-        axes.set_ylabel("decoding, ms per token")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-    return _figure(draw, models, name, "Milliseconds per generated token against context, one line a model")
-
-
-def state_figure(models: Sequence[dict], name: str) -> str:
-    """Draw the bytes a model keeps to go on with a text against the length of that text, both axes logarithmic."""
-
-    def draw(axes: Axes) -> None:
-        _against_context(axes, models, "state_bytes")
-        axes.set_ylabel("state, bytes")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: byte_size(value)))
-
-    return _figure(draw, models, name, "Bytes of state against context, one line a model")
-
-
-def _against_context(axes: Axes, models: Sequence[dict], field: str) -> None:
-    """Plot `field`, a map from context to value, for each model that has measurements."""
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    for index, model in enumerate(models):
-        colour, dash, marker = look(index)
-        points = sorted((int(context), value) for context, value in model[field].items())
-        xs, ys = [x for x, _ in points], [y for _, y in points]
-        # Hollow, and larger for earlier models: where lines coincide, all of them can still be told.
-        size = 4 + 1.5 * (len(models) - 1 - index) / len(models)
-        axes.plot(xs, ys, color=colour, linestyle=dash, marker=marker, markersize=size, markerfacecolor="none")
-    contexts = sorted({int(context) for model in models for context in model[field]})
-    axes.xaxis.set_major_locator(FixedLocator(contexts))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    low, high = axes.get_ylim()
-    # A narrower axis would blow the noise of a constant up into a trend.
-    widen = max(1.0, (_LEAST_SPAN * low / high) ** 0.5)
-    axes.set_ylim(low / widen, high * widen)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 300 else (1.0, 2.0, 5.0)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("context, tokens")
-
-
-def _smooth(values: Sequence[float]) -> list[float]:
-    """Average each value with as many neighbours before as after it, so that nothing is delayed.
-
-    At the start, where the loss falls steeply, the windows are shorter. At the end they would only make the last points
-    noisy, which reads as a trend: the curve stops at the last full window.
+    Args:
+        values: rows of numbers, the uppermost first; None: not measured, marked by a dot.
+        axes: the horizontal and the vertical axis.
+        name: prefix of all ids in the SVG, unique on the page.
+        title: above it.
+        low: the number that is blank; None: the lowest there is.
+        high: the number that is full; None: the highest.
+        form: how numbers are written.
     """
-    reach = smoothing_reach(len(values))
-    windows = (values[i - min(i, reach) : i + min(i, reach) + 1] for i in range(len(values) - reach))
-    return [sum(window) / len(window) for window in windows]
+    (x, columns), (y, rows) = axes
+    known = [value for row in values for value in row if value is not None]
+    low = min(known, default=0.0) if low is None else low
+    high = max(known, default=1.0) if high is None else high
+    room = len(columns) <= _NUMBERED
+
+    def draw(axes: Axes) -> None:
+        cells: dict[int, list[Path]] = defaultdict(list)
+        for row, line in enumerate(values):
+            for column, value in enumerate(line):
+                share = 0.0 if value is None or high <= low else min(max((value - low) / (high - low), 0.0), 1.0)
+                cells[round(share * _SHADES)].append(
+                    Path.unit_rectangle().transformed(Affine2D().translate(column, row))
+                )
+                if room or value is None:
+                    text = "·" if value is None else written(value, form)
+                    axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7)
+        for shade, same in cells.items():
+            # One path a shade keeps the page small.
+            path = Path.make_compound_path(*same)
+            axes.add_patch(PathPatch(path, facecolor=_HEAT, alpha=_FULL * shade / _SHADES, linewidth=0))
+        axes.set(xlim=(0, len(columns)), ylim=(len(rows), 0), xlabel=x, ylabel=y)
+        axes.grid(visible=False)
+        shown = range(0, len(columns), -(-len(columns) // _LABELS))
+        axes.set_xticks([i + 0.5 if room else i for i in shown], [columns[i] for i in shown])
+        axes.set_yticks([i + 0.5 for i in range(len(rows))], rows)
+        axes.tick_params(length=0)
+        ends = "" if room else f"  (blank {written(low, form)}, full {written(high, form)})"
+        axes.set_title(title + ends, loc="left", fontsize=8)
+
+    height = 0.9 + 0.24 * len(rows)
+    return _figure(draw, [], name, f"{title}: {y} by {x}", height)
 
 
-def _since(first: float, steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], list[float]]:
-    """Return what of `steps` and `values` is at step `first` or later."""
-    kept = [pair for pair in zip(steps, values, strict=True) if pair[0] >= first]
-    return [step for step, _ in kept], [value for _, value in kept]
+def _draw(axes: Axes, seeds: Sequence[Line], how: Look, size: float) -> None:
+    """Draw the seeds of one thing: hollow points, larger for what is drawn earlier, tell lines that coincide."""
+    first = seeds[0]
+    stride = max(1, len(first.x) // _DRAWN_POINTS)
+    plain = {"color": how.colour, "markersize": 4 + 1.5 * size}
+    if first.style != "points":
+        plain |= {"linestyle": how.dash}
+    if first.style == "both":
+        plain |= {"marker": how.marker, "markerfacecolor": "none"}
+    if first.style == "points":
+        plain |= {"marker": how.marker, "linestyle": ""}
+    if any(line.x != first.x for line in seeds):
+        for line in seeds:
+            axes.plot(line.x[::stride], line.y[::stride], **plain)
+        return
+    xs, columns = first.x[::stride], list(zip(*(line.y[::stride] for line in seeds), strict=True))
+    axes.plot(xs, [mean(column) for column in columns], **plain)
+    if len(seeds) > 1 and first.style != "points":
+        low, high = [min(c) for c in columns], [max(c) for c in columns]
+        axes.fill_between(xs, low, high, color=how.colour, alpha=0.15, linewidth=0)
 
 
-def _figure(draw: Callable[[Axes], None], models: Sequence[dict], name: str, label: str) -> str:
+def _scale(axes: Axes, log: str, xs: Sequence[float], form: Form) -> None:
+    """Set the scales, and ticks that read well: on a logarithmic axis the very numbers that were measured."""
+    places = sorted(set(xs))
+    if "x" in log:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(places[:: -(-len(places) // _LABELS)]))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        whole = all(float(value).is_integer() for value in places)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole))
+    # A change of scale sets formatters of its own, so these come after it.
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    if "y" in log:
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        # A narrower axis would blow the noise of a constant up into a trend.
+        widen = max(1.0, (_LEAST_SPAN * low / high) ** 0.5)
+        axes.set_ylim(low / widen, high * widen)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 300 else (1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: byte_size(value) if form == "bytes" else f"{value:g}")
+        )
+    elif form in ("bytes", "percent"):
+        axes.yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:.0%}" if form == "percent" else byte_size(value))
+        )
+
+
+def _figure(
+    draw: Callable[[Axes], None], legend: Sequence[tuple[str, Look]], name: str, label: str, height: float = 2.8
+) -> str:
     """Return the SVG of one figure with a legend above it; no setting of matplotlib is left changed."""
-    rows = -(-len(models) // _LEGEND_COLUMNS)
+    rows = -(-len(legend) // _LEGEND_COLUMNS)
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(4.4, 2.8 + 0.17 * rows), layout="constrained")
+        figure = Figure(figsize=(4.4, height + 0.17 * rows), layout="constrained")
         draw(figure.add_subplot())
-        handles = []
-        for index, model in enumerate(models):
-            colour, dash, marker = look(index)
-            handles.append(Line2D([], [], color=colour, linestyle=dash, marker=marker, label=model["name"]))
-        figure.legend(handles=handles, loc="outside upper left", ncols=_LEGEND_COLUMNS)
-        return _inline_svg(figure, name, label)
+        handles = [
+            Line2D([], [], color=how.colour, linestyle=how.dash, marker=how.marker, label=text) for text, how in legend
+        ]
+        if handles:
+            figure.legend(handles=handles, loc="outside upper left", ncols=_LEGEND_COLUMNS)
+        return _inline_svg(figure, name, escape(label))
 
 
 def _inline_svg(figure: Figure, name: str, label: str) -> str:
