@@ -83,6 +83,26 @@ def test_generate_from_all_three_sources(run, tmp_path):
         assert said.startswith("the mémoire") and said.endswith("\n")
 
 
+def test_inspect(run, tmp_path):
+    model, _ = run
+    (tmp_path / "text.txt").write_text("the memory learns while it reads " * 20)
+    page = tmp_path / "page" / "inside.html"
+    words = ("--text", tmp_path / "text.txt", "--limit", 50, "--recall", "xyz", "--distances", "8,32", "--out", page)
+    assert str(page.with_suffix(".json")) in miras("inspect", model, *words).stdout
+    html = page.read_text()
+    assert "Extreme share" in html and "Recall over distance" in html and "--distances 8,32" in html
+
+
+def test_report(run, tmp_path):
+    model, _ = run
+    page = tmp_path / "report.html"
+    assert str(page) in miras("report", model, "--out", page, "--title", "Mine").stdout
+    assert "<h1>Mine</h1>" in page.read_text() and "bits per byte" in page.read_text()
+    sections = miras("report", model, "--json").stdout
+    (tmp_path / "again.json").write_text(sections)
+    assert miras("report", tmp_path / "again.json", "--json").stdout == sections
+
+
 def test_list():
     rows = json.loads(miras("list", "--json").stdout)
     assert [row["name"] for row in rows] == list(VARIANTS)
@@ -163,6 +183,18 @@ def test_demo_is_handed_its_arguments(monkeypatch, tmp_path):
         ("generate nowhere --prompt a --prompt-file b", "expected one of them"),
         ("generate nowhere --prompt-file b", "--prompt-file b: there is no such file"),
         ("generate nowhere --prompt-file BINARY", "expected UTF-8"),
+        ("inspect nowhere", "Missing option '--text'"),
+        ("inspect nowhere --text EMPTY", "got no such folder"),
+        ("inspect nowhere --text b", "--text b: there is no such file"),
+        ("inspect nowhere --text BINARY", "--text BINARY: expected UTF-8"),
+        ("inspect nowhere --text EMPTY --distances 4", "write --recall"),
+        ("inspect nowhere --text EMPTY --recall a --distances four", "--distances four: expected whole numbers"),
+        ("inspect nowhere --text EMPTY --out page", "--out page: expected a name that ends in .html"),
+        ("report", "Missing argument"),
+        ("report nowhere", "nowhere: there is no such run folder or result file"),
+        ("report .", "expected a run folder of `miras train`"),
+        ("report EMPTY", "EMPTY: expected JSON"),
+        ("report BINARY", "BINARY: expected JSON"),
         ("explain yad", "Did you mean 'yaad'"),
         ("explain yaad --heads 0", "expected at least 1"),
     ],

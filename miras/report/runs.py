@@ -81,7 +81,7 @@ def _read(folder: Path) -> Run:
     return Run(
         folder,
         TrainConfig(**read_config(folder / "config.yaml")),
-        json.loads((folder / "run.json").read_text(encoding="utf-8")),
+        _json(folder / "run.json"),
         read_metrics(folder / "metrics.jsonl"),
         Summary.read(summary) if summary.is_file() else None,
     )
@@ -207,14 +207,18 @@ def _section(content: Any, where: str) -> Section:
 
 
 def _file_sections(path: Path) -> list[Section]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path}: expected JSON, and it cannot be read as that ({error}).") from error
+    content = _json(path)
     lengths = {"context", "bits_per_byte"}
     if isinstance(content, list) and content and all(isinstance(x, dict) and lengths <= x.keys() for x in content):
         return _length_sections(path.stem, content)
     return read_sections(content, str(path))
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: expected JSON, and it cannot be read as that ({error}).") from error
 
 
 def _length_sections(name: str, rows: Sequence[Mapping[str, Any]]) -> list[Section]:

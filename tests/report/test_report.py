@@ -6,7 +6,10 @@ from html.parser import HTMLParser
 import matplotlib
 import pytest
 
-from miras.report import plots, text, write_report
+from miras.errors import UsageError
+from miras.report import Page, plots, report, text, write_report
+from miras.report.runs import KINDS, read_sections
+from miras.report.sections import merged, plain
 from miras.train import files
 
 CONTEXTS = ("256", "1024", "4096", "16384")
@@ -275,3 +278,136 @@ def test_three_digits(value, expected):
 
 def test_duration():
     assert [text.duration(value) for value in (4.6, 119, 120, 490)] == ["5 s", "119 s", "2 min", "8 min"]
+
+
+# -- sections ---------------------------------------------------------------------------------------------------------
+
+SECTIONS = {
+    "sections": [
+        {
+            "kind": "table",
+            "title": "Recall",
+            "columns": [{"name": "Accuracy", "better": "high", "form": "percent"}, {"name": "Note"}],
+            "rows": [
+                {"name": "yaad", "values": {"Accuracy": 0.9, "Note": "<b>"}},
+                {"name": "yaad", "values": {"Accuracy": 1.0}},
+                {"name": "other", "values": {"Accuracy": 0.5}},
+            ],
+        },
+        {
+            "kind": "curves",
+            "title": "Length",
+            "x": "context",
+            "y": "bits",
+            "log": "xy",
+            "series": [
+                {"name": "yaad", "x": [256, 512], "y": [2, 1.9]},
+                {"name": "yaad", "x": [256, 512], "y": [2, 2]},
+            ],
+        },
+        {
+            "kind": "heatmap",
+            "title": "Needles",
+            "x": "length",
+            "y": "depth",
+            "columns": ["1K", "2K"],
+            "rows": ["0 %"],
+            "grids": [{"name": "yaad", "values": [[1, None]]}, {"name": "yaad", "values": [[0.5, 0.25]]}],
+        },
+        {"kind": "notes", "items": [["Mind", "the & gap"]]},
+        {"kind": "samples", "samples": [{"name": "yaad", "text": "<i>\x00"}]},
+        {"kind": "facts", "commands": ["miras eval a"], "facts": {"Seeds": "0"}},
+    ]
+}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def save(content, name="result.json"):
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(tmp_path / name)
+
+    return save
+
+
+def test_every_kind_of_section_is_shown_from_json(saved):
+    assert {part["kind"] for part in SECTIONS["sections"]} == set(KINDS)
+    html = report([saved(SECTIONS)], "Mine & <yours>").html()
+    reader = Reader(html)
+    assert not reader.open and "//" not in re.sub(r'xmlns(:xlink)?="[^"]*"', "", html)
+    assert "<h1>Mine &amp; &lt;yours&gt;</h1>" in html and "&lt;b&gt;" in html and "&lt;i&gt;\ufffd" in html
+    assert reader.row("yaad 2 seeds")[1] == ("95 % ± 63.5 %", False)
+    assert reader.row("other")[1] == ("50 %", False)
+    assert "the &amp; gap" in html and "mean of 2 seeds" in html and "miras eval a" in html
+    assert ">0.750<" in html and ">0.250<" in html  # the mean over seeds, of what was measured
+
+
+def test_sections_survive_a_round_trip(saved):
+    read = read_sections(SECTIONS, "here")
+    again = read_sections(json.loads(json.dumps({"sections": [plain(s) for s in read]})), "again")
+    assert Page("a", "b", again).html() == Page("a", "b", read).html()
+
+
+def test_files_join_to_one_section(saved):
+    both = report([saved(SECTIONS, "a.json"), saved(SECTIONS, "b.json")])
+    joined = {section.kind: section for section in merged(both.sections)}
+    assert len(joined) == len(KINDS)
+    assert [len(joined["table"].rows), len(joined["curves"].series), len(joined["heatmap"].grids)] == [6, 4, 4]
+    assert joined["facts"].commands == ("miras eval a",)
+
+
+def test_what_eval_prints_becomes_a_curve_over_length(saved):
+    rows = [{"context": c, "bits_per_byte": 2.0 + c / 1000, "tokens": 5} for c in (256, 1024)]
+    reader = Reader(report([saved(rows, "yaad.json")]).html())
+    assert [cell for cell, _ in reader.row("yaad")[1:]] == ["2.256", "3.024"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "cannot be read as that"),
+        ("[1]", 'expected {"sections"'),
+        ({"sections": [{"kind": "tabel"}]}, "section 0: expected a kind, one of table, curves"),
+        ({"sections": [{"kind": "notes", "itms": []}]}, "has no field 'itms'. Did you mean 'items'"),
+        ({"sections": [{"kind": "table", "columns": []}]}, "Table needs the fields rows"),
+        ({"sections": [{"kind": "table", "columns": [], "rows": 1}]}, "expected a list as rows"),
+        ({"sections": [{"kind": "table", "columns": [], "rows": [1]}]}, "rows 0: expected an object"),
+        ({"sections": [{"kind": "table", "columns": [{"name": "a", "better": "up"}], "rows": []}]}, "low or high"),
+        (
+            {"sections": [{"kind": "curves", "x": "", "y": "", "series": [{"name": "a", "x": [1], "y": []}]}]},
+            "series 0: x and y of 'a' must be equally many numbers",
+        ),
+        (
+            {
+                "sections": [
+                    {"kind": "curves", "x": "", "y": "", "log": "x", "series": [{"name": "a", "x": [0], "y": [1]}]}
+                ]
+            },
+            "a logarithmic x axis needs numbers above 0",
+        ),
+        (
+            {
+                "sections": [
+                    {
+                        "kind": "heatmap",
+                        "x": "",
+                        "y": "",
+                        "columns": ["1"],
+                        "rows": ["1"],
+                        "grids": [{"name": "a", "values": [[1, 2]]}],
+                    }
+                ]
+            },
+            "the grid 'a' must be 1 rows of 1 numbers",
+        ),
+    ],
+)
+def test_bad_files_are_refused_with_the_place(saved, content, said):
+    with pytest.raises(UsageError, match=re.escape(said)):
+        report([saved(content)])
+
+
+def test_student_is_right_where_the_table_ends():
+    assert [round(text.student(n), 2) for n in (1, 2, 10, 11, 30, 1000)] == [12.71, 4.3, 2.23, 2.2, 2.04, 1.96]
+    assert text.interval([1.0, 2.0, 3.0]) == pytest.approx(4.303 / math.sqrt(3))
+    assert text.interval([1.0]) == text.interval([1.0, math.nan]) == 0
