@@ -15,9 +15,10 @@ from miras.data.tokenizer import plain_backend
 from miras.errors import UsageError
 from miras.evaluate import load_model
 from miras.hf import MirasForCausalLM
-from miras.inside.page import coloured, pieces, recall_section, sections
+from miras.inside.page import coloured, recall_section, sections
 from miras.inside.recall import Recall, recall
 from miras.inside.record import Trace, layers, trace
+from miras.inside.text import pieces
 from miras.report.page import Page
 from miras.report.sections import plain
 from miras.report.text import counted
@@ -113,12 +114,14 @@ def _page(path: str, file: str, found: Found, command: str) -> Page:
     }
     bits = found.trace.loss.sum().item() / max(1, len(found.text.encode()))
     memories = sum(bool(layer) for layer in found.trace.layers)
+    silent = "Attention has no inner learning: of such a layer there is nothing but the loss of the whole model."
+    warnings = [("Attention.", silent)] if memories < len(found.trace.layers) else []
     lead = (
         f"{path} reads {counted(len(found.trace.tokens), 'token')} of {Path(file).name} at {bits:.2f} bits per byte. "
         f"{memories} of its {len(found.trace.layers)} layers learn while they read; this is what they do."
     )
     again = Facts((command,), facts, "How to reproduce it")
-    return Page(f"Inside {Path(path).name}", lead, [text, *parts, *curve, again], css=text.css("s0"))
+    return Page(f"Inside {Path(path).name}", lead, [text, *parts, *curve, again], warnings, text.css("s0"))
 
 
 def _read(file: str) -> str:

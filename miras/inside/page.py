@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from miras.inside.recall import Recall
 from miras.inside.record import Trace
+from miras.inside.text import Text, View
 from miras.report.figures import Curves, Grid, HeatMap, Series
-from miras.report.sections import Looks, Section
+from miras.report.sections import Section
 from miras.report.table import Column, Row, Table
-from miras.report.text import Form, shown, written
+from miras.report.text import Form
 
-LEVELS = 9
 BINS = 96
 """Columns of a heat map over the text."""
 
@@ -65,7 +63,11 @@ QUANTITIES = (
         form="percent",
     ),
     Quantity("Memory change", "change", "|W_t - W_t-1| / |W_t|: how much of the memory this token has rewritten."),
-    Quantity("Distance", "distance", "|W_t - W_0| / |W_0|: how far the memory is from the learned initial one."),
+    Quantity(
+        "Distance",
+        "distance",
+        "|W_t - W_0| / |W_0|: how far the memory is from the learned initial one; |W_t| where it starts at zero.",
+    ),
 )
 KNOWN = {q.key: q for q in QUANTITIES}
 
@@ -76,192 +78,43 @@ def over_heads(quantity: Quantity, values: Tensor) -> Tensor:
     return x.log().mean(-1).exp() if quantity.key == "log_alpha" else x.mean(-1)
 
 
-def pieces(text: str, offsets: Sequence[tuple[int, int]]) -> list[tuple[str, range]]:
-    """The text in pieces that hold whole characters and whole tokens, with their tokens.
-
-    Args:
-        text: what was tokenised.
-        offsets: characters of each token; tokens of a byte share those of their character.
-    """
-    found: list[tuple[str, range]] = []
-    begin = first = reach = 0
-    for i, (_, stop) in enumerate(offsets):
-        reach = max(reach, stop)
-        later = offsets[i + 1][0] if i + 1 < len(offsets) else reach
-        if later >= reach:
-            # What a tokenizer drops between two tokens belongs to the first.
-            found.append((text[begin:later], range(first, i + 1)))
-            begin, first = later, i + 1
-    return found
-
-
-@dataclass(frozen=True)
-class Text(Section):
-    """A text whose tokens are shaded by what a layer did, chosen by buttons; extreme events are underlined.
-
-    Attributes:
-        pieces: the text, see `pieces`.
-        views: {(layer, quantity's name): a number for each piece}; layer -1: what belongs to no layer.
-        events: {layer: the pieces that were extreme events}.
-        layers: label of each layer.
-        forms: how numbers are written.
-    """
-
-    kind: ClassVar[str] = "text"
-
-    pieces: Sequence[str]
-    views: Mapping[tuple[int, str], Sequence[float]]
-    events: Mapping[int, frozenset[int]]
-    layers: Sequence[str]
-    forms: Mapping[str, Form]
-    title: str = "Token by token"
-    note: str = ""
-
-    def joined(self, other: Any) -> Section:
-        return self  # a page looks at one text
-
-    @property
-    def quantities(self) -> list[str]:
-        return list(dict.fromkeys(name for _, name in self.views))
-
-    def css(self, name: str) -> str:
-        """The rules that connect buttons and shades; ids begin with `name`."""
-        rules = [_CSS]
-        chips = [f"#{name}-l{i}" for i in range(len(self.layers))] + [
-            f"#{name}-q{i}" for i in range(len(self.quantities))
-        ]
-        chosen = ",".join(f'{i}:checked~.chips [for="{i[1:]}"]' for i in chips)
-        rules.append(f"{chosen}{{background:var(--ink);color:var(--paper);display:inline-block}}")
-        for number, (layer, what) in enumerate(self.views):
-            quantity = f"#{name}-q{self.quantities.index(what)}:checked"
-            view = quantity if layer < 0 else f"#{name}-l{layer}:checked~{quantity}"
-            rules.append(f"{view}~.text i{{--x:var(--v{number},0)}}{view}~.ends .v{number}{{display:inline}}")
-        rules += [f"#{name}-l{i}:checked~.text .e{i}{{text-decoration:underline 2px}}" for i in self.events]
-        return "\n".join(rules) + "\n"
-
-    def html(self, name: str, looks: Looks) -> str:
-        shades = [_levels(values) for values in self.views.values()]
-        marked = []
-        for i, piece in enumerate(self.pieces):
-            style = "".join(f"--v{n}:{x[i]};" for n, x in enumerate(shades) if x[i])
-            names = [f"e{layer}" for layer, tokens in self.events.items() if i in tokens]
-            names += ["nl"] if piece.startswith("\n") else []
-            held = f' class="{" ".join(names)}"' if names else ""
-            marked.append(f'<i{held} style="{style}">{shown(piece)}</i>' if style or names else shown(piece))
-        layer, what = f"{name}-l", f"{name}-q"
-        ends = (
-            f'<span class="v{n}">{shown(self._ends(key, values))}</span>'
-            for n, (key, values) in enumerate(self.views.items())
-        )
-        return f"""<div class="reader">
-{_radios(layer, "Layer", self.layers)}{_radios(what, "Shade by", self.quantities)}
-{_chips(layer, "Layer", self.layers)}
-{_chips(what, "Shade by", self.quantities)}
-<p class="ends soft">{"".join(ends)}</p>
-<div class="text">{"".join(marked)}</div>
-<p class="soft">{shown(self.note)}</p>
-</div>"""
-
-    def _ends(self, key: tuple[int, str], values: Sequence[float]) -> str:
-        low, high = (written(x, self.forms[key[1]]) for x in _range(values))
-        meaning = next(
-            (q.meaning for q in QUANTITIES if q.name == key[1]), "Bits that the token cost, given those before it."
-        )
-        return f"{meaning} Blank: {low} or less, full: {high} or more."
-
-
-_CSS = """.reader input { position: absolute; opacity: 0; pointer-events: none; }
-.chips { display: flex; flex-wrap: wrap; gap: .35rem; align-items: center; margin: .4rem 0; max-width: none; }
-.chips b { font-weight: 400; color: var(--soft); min-width: 4.6rem; }
-.chips label { border: 1px solid var(--rule); border-radius: 1rem; padding: .1rem .7rem; cursor: pointer;
-  font-size: .9rem; }
-.reader input:focus-visible ~ .chips { outline: 1px dotted var(--soft); }
-.ends span { display: none; }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; padding: .8rem 1rem; border: 1px solid var(--rule);
-  border-radius: .3rem; font: .9rem/1.75 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-.text i { font-style: normal; background: color-mix(in srgb, #d55e00 calc(var(--x, 0) * 8%), transparent);
-  text-decoration-color: #0072b2 !important; text-underline-offset: .25em; print-color-adjust: exact;
-  -webkit-print-color-adjust: exact; }
-.text .nl::before { content: "\\21b5"; opacity: .35; }
-@media print { .chips label { display: none; }
-  .text { font-size: 8pt; } }
-"""
-
-
-def _radios(name: str, group: str, labels: Sequence[str]) -> str:
-    return "".join(
-        f'<input type="radio" name="{name}" id="{name}{i}" aria-label="{group} {shown(label)}"{" checked" * (not i)}>'
-        for i, label in enumerate(labels)
-    )
-
-
-def _chips(name: str, group: str, labels: Sequence[str]) -> str:
-    chips = "".join(f'<label for="{name}{i}">{shown(label)}</label>' for i, label in enumerate(labels))
-    return f'<p class="chips"><b>{group}</b>{chips}</p>'
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """The numbers that are blank and full: few tokens at the ends do not decide."""
-    x = torch.tensor([value for value in values if math.isfinite(value)] or [0.0])
-    return x.quantile(0.02).item(), x.quantile(0.99).item()
-
-
-def _levels(values: Sequence[float]) -> list[int]:
-    low, high = _range(values)
-    share = [(x - low) / (high - low) if high > low and math.isfinite(x) else 0.0 for x in values]
-    return [round(LEVELS * min(max(x, 0.0), 1.0)) for x in share]
-
-
 # -- sections ---------------------------------------------------------------------------------------------------------
 
 
 def sections(found: Trace, kept: Sequence[tuple[str, range]], mixers: Sequence[str]) -> list[Section]:
-    """What was seen as sections that JSON can hold: maps over the text and by head, and the strongest tokens.
+    """What was seen as sections that JSON can hold: the strongest tokens, and maps over the text and by head.
 
     Args:
         found: what was recorded.
         kept: the text, see `pieces`.
         mixers: label of each layer.
     """
-    note = (
-        "Attention has no inner learning: of such a layer there is nothing but the loss."
-        if not all(found.layers)
-        else ""
-    )
-    sections: list[Section] = [_strongest(found, kept)] if any(found.layers) else []
-    count = len(found.tokens)
-    size = -(-count // BINS)
-    columns = tuple(f"{i:,}" for i in range(0, count, size))
+    over_text, by_head, size = [], [], -(-len(found.tokens) // BINS)
+    begins = tuple(f"{i:,}" for i in range(0, len(found.tokens), size))
     for quantity in QUANTITIES:
-        rows = [i for i, layer in enumerate(found.layers) if quantity.key in layer]
-        if not rows:
+        known = {mixers[i]: layer[quantity.key] for i, layer in enumerate(found.layers) if quantity.key in layer}
+        if not known:
             continue
-        values = [over_heads(quantity, found.layers[i][quantity.key]).split(size) for i in rows]
-        grid = Grid(quantity.name, tuple(tuple(part.mean().item() for part in row) for row in values))
-        labels = tuple(mixers[i] for i in rows)
-        sections.append(
-            HeatMap("token", "layer", columns, labels, (grid,), "Over the text", quantity.meaning, form=quantity.form)
-        )
-    for quantity in QUANTITIES:
-        rows = [i for i, layer in enumerate(found.layers) if quantity.key in layer]
-        if not rows:
-            continue
-        heads = found.layers[rows[0]][quantity.key].shape[1]
-        means = tuple(tuple(quantity.of(found.layers[i][quantity.key]).mean(0).tolist()) for i in rows)
-        labels, across = tuple(mixers[i] for i in rows), tuple(str(h + 1) for h in range(heads))
-        sections.append(
-            HeatMap(
-                "head",
-                "layer",
-                across,
-                labels,
-                (Grid(quantity.name, means),),
-                "By head",
-                f"{quantity.name}: mean over the text. {note}".strip(),
-                form=quantity.form,
-            )
-        )
-    return sections
+        bins = [[part.mean().item() for part in over_heads(quantity, x).split(size)] for x in known.values()]
+        means = [quantity.of(x).mean(0).tolist() for x in known.values()]
+        heads = tuple(str(head) for head in range(1, 1 + len(means[0])))
+        over_text.append(_map(quantity, "token", begins, tuple(known), bins, "Over the text", quantity.meaning))
+        note = f"{quantity.name}, mean over the text."
+        by_head.append(_map(quantity, "head", heads, tuple(known), means, "By head", note))
+    return [*([_strongest(found, kept)] if any(found.layers) else []), *over_text, *by_head]
+
+
+def _map(
+    quantity: Quantity,
+    x: str,
+    columns: tuple[str, ...],
+    layers: tuple[str, ...],
+    values: Sequence[Sequence[float]],
+    title: str,
+    note: str,
+) -> HeatMap:
+    grid = Grid(quantity.name, tuple(map(tuple, values)))
+    return HeatMap(x, "layer", columns, layers, (grid,), title, note, form=quantity.form)
 
 
 def _strongest(found: Trace, kept: Sequence[tuple[str, range]]) -> Table:
@@ -315,25 +168,21 @@ def recall_section(found: Recall, span: str) -> Curves:
 def coloured(found: Trace, kept: Sequence[tuple[str, range]], mixers: Sequence[str]) -> Text:
     """The text with what every layer did on every piece of it; a piece of several tokens has their mean."""
     groups = [list(tokens) for _, tokens in kept]
-    loss = torch.cat([found.loss[:1], found.loss])  # the first token, which none is before, gets its neighbour's shade
-    views: dict[tuple[int, str], list[float]] = {}
-    events = {}
+    views, events = [], {}
     for i, layer in enumerate(found.layers):
         for quantity in QUANTITIES:
             if quantity.key in layer:
-                views[i, quantity.name] = _mean_of(over_heads(quantity, layer[quantity.key]), groups)
+                values = _mean_of(over_heads(quantity, layer[quantity.key]), groups)
+                views.append(View(i, quantity.name, quantity.meaning, quantity.form, values))
         if "extreme" in layer:
             share = _mean_of(layer["extreme"].amax(1), groups)
             events[i] = frozenset(n for n, x in enumerate(share) if x > EXTREME)
-    note = "A darker shade is more." + (
-        f" Underlined: extreme events of the layer, where a head limits more than {EXTREME:.0%} of the error."
-        if events
-        else ""
-    )
-    views[-1, "Loss"] = _mean_of(loss, groups)
-    forms: dict[str, Form] = {"Loss": "digits", **{q.name: q.form for q in QUANTITIES}}
-    labels = [mixer if found.layers[i] else f"{mixer}: loss only" for i, mixer in enumerate(mixers)]
-    return Text([text for text, _ in kept], views, events, labels, forms, note=note)
+    loss = torch.cat([found.loss[:1], found.loss])  # the first token, which none is before, gets its neighbour's shade
+    meaning = "Bits that the token cost, given those before it."
+    views.append(View(None, "Loss", meaning, "digits", _mean_of(loss, groups)))
+    said = f" Underlined: extreme events of the layer, where a head limits more than {EXTREME:.0%} of the error."
+    labels = [mixer if layer else f"{mixer}: loss only" for mixer, layer in zip(mixers, found.layers, strict=True)]
+    return Text([text for text, _ in kept], views, events, labels, note="A darker shade is more." + said * bool(events))
 
 
 def _mean_of(values: Tensor, groups: Sequence[Sequence[int]]) -> list[float]:

@@ -191,8 +191,8 @@ def read_sections(content: Any, where: str) -> list[Section]:
     listed_ = content.get("sections") if isinstance(content, dict) else None
     if not isinstance(listed_, list):
         raise UsageError(
-            f'{where}: expected {{"sections": [...]}} as python -c "help(\'miras.report.sections\')" shows, or rows of '
-            "`miras eval --json`."
+            f'{where}: expected {{"sections": [...]}} as the head of miras/report/sections.py shows it, or what '
+            "`miras eval --json` prints."
         )
     return [_section(part, f"{where}, section {i}") for i, part in enumerate(listed_)]
 

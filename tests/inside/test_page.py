@@ -12,8 +12,8 @@ from miras.data.tokenizer import plain_backend
 from miras.errors import UsageError
 from miras.hf import MirasConfig, MirasForCausalLM
 from miras.inside import inspect, recall
-from miras.inside.page import pieces
 from miras.inside.recall import FILLERS
+from miras.inside.text import pieces
 from miras.report import report
 
 VOID = ("meta", "use", "input")
@@ -90,7 +90,11 @@ def test_every_button_has_a_label_and_every_view_a_rule(seen):
 
 def test_attention_has_only_its_loss(seen):
     html, found = seen
-    assert "2 attention: loss only" in html and found["layers"][1]["values"] == {}
+    assert (
+        "2 attention: loss only" in html
+        and "Attention has no inner learning" in html
+        and found["layers"][1]["values"] == {}
+    )
 
 
 def test_the_numbers_are_complete(seen):
