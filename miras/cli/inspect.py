@@ -31,7 +31,7 @@ def inspect(
 ) -> None:
     """Each token of a text as the memories see it: surprise, learning rate, retention, extreme events, change.
 
-    It reads by the definition of the model, token by token: on a CPU some hundred tokens a second.
+    It reads by the definition of the model, token by token, which is slower than its engines are.
     """
     reach = lengths(distances, "--distances") if distances is not None else []
     if reach and recall is None:
