@@ -152,6 +152,8 @@ def _unsuited(rule: Rule, channels: set[str]) -> str | None:
         return f"it has no kernel for {rule.bias}"
     if not isinstance(rule.retention, EuclideanRetention) or rule.retention.to != "zero":
         return f"its kernels decay one side of the memory, to zero, not as {rule.retention}"
+    if rule.first_order and not isinstance(rule.bias, Dot):
+        return "its derivative is of second order"
     if rule.read_at == "before":
         return "its kernels read after they have written"
     return "it needs gates per head or per key channel" if channels and rule.memory.gated != "keys" else None

@@ -60,7 +60,7 @@ def trace(model: MirasForCausalLM, tokens: Tensor, piece: int = PIECE) -> Trace:
     backbone, found = model.model.backbone, layers(model)
     rules = [i for i, layer in enumerate(found) if isinstance(layer.rule, Rule)]
     watch, cache, losses, before = _Watch(len(rules)), None, [], backbone.engine
-    backbone.engine = Engine("watch", "the definition, with an eye on it", lambda rule, gates: None, watch)
+    backbone.engine = Engine("watch", "the definition, with an eye on it", lambda rule, gates, device: None, watch)
     try:
         for begin in range(0, len(tokens), piece):
             part, target = tokens[begin : begin + piece], tokens[begin + 1 : begin + 1 + piece]
