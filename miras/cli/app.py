@@ -55,7 +55,7 @@ def set_threads(count: int | None) -> None:
         torch.set_num_threads(count)
 
 
-def lengths(text: str, option: str = "--context") -> list[int]:
+def lengths(text: str, option: str) -> list[int]:
     """Whole numbers above 0 that an option lists, separated by commas."""
     words = text.split(",")
     if not all(word.strip().isdecimal() and int(word) for word in words):

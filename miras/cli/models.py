@@ -1,51 +1,15 @@
-"""`miras eval`, `miras generate`: what a trained model is worth and what it writes."""
+"""`miras generate`: what a trained model writes."""
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from miras.cli.app import Threads, lengths, main, set_threads
+from miras.cli.app import Threads, main, set_threads
 from miras.errors import UsageError
-
-
-@main.command(
-    name="eval",
-    epilog="Examples:\n\n  miras eval runs/yaad\n\n  miras eval runs/yaad --data book.txt --part all --json",
-)
-def evaluate(
-    model: Annotated[str, typer.Argument(help="Run folder or model folder.")],
-    data: Annotated[str, typer.Option(help="As for miras train.")] = "stdlib",
-    context: Annotated[str, typer.Option(help="Lengths of windows in tokens, separated by commas.")] = "256,1024,4096",
-    part: Annotated[str, typer.Option(help="validation, train, or all (of a text not trained on).")] = "validation",
-    limit: Annotated[int, typer.Option(help="Tokens to look at, at most.", min=2)] = 131_072,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    threads: Threads = None,
-) -> None:
-    """Perplexity and bits per byte on text, a row per context length, all over the same tokens."""
-    contexts = lengths(context)
-    if part not in ("validation", "train", "all"):
-        raise UsageError(f"--part {part}: expected validation, train or all.")
-    set_threads(threads)
-    from miras.evaluate import evaluate as run
-
-    rows = [asdict(row) for row in run(model, data, contexts, limit, part)]
-    if as_json:
-        typer.echo(json.dumps(rows, indent=2))
-        return
-    table = Table(*(name.replace("_", " ") for name in rows[0]), title=f"{model} on {data} ({part})")
-    for row in rows:
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else f"{v:,.{0 if v > 1e3 else 3}f}" for v in row.values()))
-    for column in table.columns:
-        column.justify = "right"
-    Console().print(table)
 
 
 @main.command(

@@ -86,6 +86,12 @@ def _part(cls: type[Axis]) -> Part:
     return Part(cls.__name__, formula, arguments, intuition, " ".join(" ".join(choose).split()), _meaning(args))
 
 
+def about(cls: type) -> tuple[str, dict[str, str]]:
+    """A class' docstring up to its arguments, and what these are."""
+    text, _, args = (inspect.getdoc(cls) or "").partition("\nArgs:\n")
+    return text.strip(), _meaning(args.partition("\nRaises:")[0])
+
+
 def _meaning(args: str) -> dict[str, str]:
     """The entries of an "Args:" section; an entry goes on where lines are indented further."""
     entries: dict[str, str] = {}

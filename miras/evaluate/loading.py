@@ -24,7 +24,7 @@ def load_model(path: str) -> tuple[MirasForCausalLM, PreTrainedTokenizerFast]:
     Raises:
         UsageError: there is no model of this library there, or its files are damaged.
     """
-    folder = _folder(Path(path))
+    folder = model_folder(Path(path))
     no_bars()
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
@@ -41,7 +41,12 @@ def load_model(path: str) -> tuple[MirasForCausalLM, PreTrainedTokenizerFast]:
     return model.eval().to(device), tokenizer  # type: ignore[arg-type]
 
 
-def _folder(path: Path) -> Path:
+def model_folder(path: Path) -> Path:
+    """Where in `path` the model is, see `load_model`.
+
+    Raises:
+        UsageError: nowhere.
+    """
     last = newest(path / "checkpoints")
     for folder in (path / "model", path, *([last] if last else [])):
         if (folder / "config.json").is_file():

@@ -1,0 +1,218 @@
+"""Models on a task over several seeds: every result is a file, and a table of means is made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from miras.data import load_corpus
+from miras.errors import UsageError, near
+from miras.evaluate.loading import load_model, model_folder
+from miras.evaluate.scratch import ScratchConfig, learn
+from miras.evaluate.tasks import LanguageTask, SyntheticTask, Task
+from miras.evaluate.tasks.base import Report, Row
+from miras.evaluate.tasks.settings import changed, shown
+from miras.registry import to_config
+from miras.train.files import write_json
+from miras.train.progress import say
+from miras.train.summary import versions
+
+PLAIN_EVERY = 20.0
+"""Seconds between lines where there is no terminal."""
+
+# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+
+
+class Mean(NamedTuple):
+    """Of one number over seeds.
+
+    Attributes:
+        mean: their mean.
+        interval: half the width of its 95 % confidence interval by Student's t; None of a single seed.
+        values: by seed.
+    """
+
+    mean: float
+    interval: float | None
+    values: list[float]
+
+
+def settle(task: Task, settings: Mapping[str, str]) -> tuple[Task, ScratchConfig | None]:
+    """A task, and for a synthetic one the training, with what was set on a command line.
+
+    Args:
+        task: the task as it stands in `TASKS`.
+        settings: see `changed`; fields of the task, or of `ScratchConfig` but for its model and seed.
+
+    Raises:
+        UsageError: an unknown name, said with the near ones, or a value that it cannot have.
+    """
+    of_task = [field.name for field in dataclasses.fields(task)]  # type: ignore[arg-type]
+    of_training = list(training_settings()) if isinstance(task, SyntheticTask) else []
+    for name in settings:
+        if name not in of_task + of_training:
+            raise UsageError(f"--set {name}: the task has no such setting." + near(name, of_task + of_training))
+    task = changed(task, {n: v for n, v in settings.items() if n in of_task})
+    if not isinstance(task, SyntheticTask):
+        return task, None
+    return task, changed(ScratchConfig(), {n: v for n, v in settings.items() if n in of_training})
+
+
+def training_settings() -> dict[str, str]:
+    """The settings that every synthetic task has besides its own, with their defaults as one writes them."""
+    fields = dataclasses.fields(ScratchConfig)
+    return {f.name: shown(f.default) for f in fields if f.name not in ("model", "seed")}
+
+
+def compare(
+    name: str,
+    task: Task,
+    training: ScratchConfig | None,
+    models: Sequence[str],
+    seeds: int,
+    out: Path,
+    again: bool = False,
+) -> dict[str, Any]:
+    """Every model on the task, one after the other.
+
+    A result is written to `out` as soon as it is there, and one that is there is not measured again, as long as the
+    task, the model and its weights, the text and the libraries are the same.
+
+    Args:
+        name: of the task.
+        task: what is asked.
+        training: how a synthetic task is learned; its model and seed are not looked at.
+        models: variants or rule files for a synthetic task, folders for a `LanguageTask`.
+        seeds: how many, from 0 on. A task without randomness is measured once.
+        out: folder of the results.
+        again: measure what is there, too.
+
+    Returns:
+        Plain values: task, settings, training, and models: {model: {..., rows}}, each measure of a row a `Mean`.
+
+    Raises:
+        UsageError: no such model, or one that the task cannot be asked of.
+    """
+    seeds = seeds if isinstance(task, SyntheticTask) or (isinstance(task, LanguageTask) and task.seeded) else 1
+    about = {model: _about(name, task, training, model) for model in models}  # what is wrong shows before the work
+    table: dict[str, Any] = {}
+    for model in models:
+        found = [_result(task, about[model], seed, out, again) for seed in range(seeds)]
+        rows = [_mean_row(task, lines) for lines in zip(*(result["rows"] for result in found), strict=True)]
+        table[model] = {**found[0]["model"], "seconds": sum(result["seconds"] for result in found), "rows": rows}
+    return {
+        "task": name,
+        "settings": to_config(task),
+        "training": about[models[0]]["training"],
+        "seeds": seeds,
+        "models": table,
+    }
+
+
+def mean_of(values: Sequence[float]) -> Mean:
+    """Mean and 95 % interval."""
+    values = list(values)
+    if len(values) == 1:
+        return Mean(values[0], None, values)
+    # Beyond the table its last value is used: an interval that is a little too wide.
+    quantile = _T[min(len(values) - 1, len(_T)) - 1]
+    return Mean(statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(len(values)), values)
+
+
+def _mean_row(task: Task, lines: Sequence[Row]) -> Row:
+    first = lines[0]
+    return {n: first[n] if n in task.level else mean_of([line[n] for line in lines])._asdict() for n in first}
+
+
+def _about(name: str, task: Task, training: ScratchConfig | None, model: str) -> dict[str, Any]:
+    """All that a result depends on but the seed."""
+    about: dict[str, Any] = {"task": name, "settings": to_config(task), "training": None, "versions": versions()}
+    if training is not None:
+        config = dataclasses.replace(training, model=model)
+        fields = dataclasses.asdict(config)
+        about["training"] = {n: v for n, v in fields.items() if n not in ("model", "seed")}
+        # The rules themselves, since a file may change.
+        return {**about, "model": {"name": model, "mixers": [to_config(mixer) for mixer in config.base.mixers]}}
+    assert isinstance(task, LanguageTask)
+    return {**about, "model": {"name": model, "hash": _digest(model)}, "data": load_corpus(task.data).hash}
+
+
+def _digest(model: str) -> str:
+    """Of a model's configuration and weights."""
+    digest, folder = hashlib.sha256(), model_folder(Path(model))
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _result(task: Task, about: dict[str, Any], seed: int, out: Path, again: bool) -> dict[str, Any]:
+    """One model and seed, from its file or measured and written there."""
+    about = {**about, "seed": seed}
+    model, key = about["model"]["name"], hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
+    label = f"{about['task']} {model} seed {seed}"
+    path = out / f"{re.sub(r'[^A-Za-z0-9.]+', '-', label)}-{key}.json"
+    if path.exists() and not again:
+        say(f"{label}: from {path}")
+        return json.loads(path.read_text(encoding="utf-8"))
+    start = time.perf_counter()
+    with _Bar(label) as bar:
+        rows, size = _measure(task, about, bar)
+    result = {**about, "model": {**about["model"], **size}, "seconds": time.perf_counter() - start, "rows": rows}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, result)
+    return result
+
+
+def _measure(task: Task, about: dict[str, Any], report: Report) -> tuple[list[Row], dict[str, int]]:
+    name, seed = about["model"]["name"], about["seed"]
+    if isinstance(task, SyntheticTask):
+        config = ScratchConfig(model=name, seed=seed, **about["training"])
+        model, rows = learn(task, config, report)
+        longest = max(map(task.length, task.test))
+    else:
+        assert isinstance(task, LanguageTask)
+        model, tokenizer = load_model(name)
+        rows, longest = task.measure(model, tokenizer, seed, report), model.config.context_length
+    heads, head_dim = model.config.num_attention_heads, model.config.hidden_size // model.config.num_attention_heads
+    state = sum(mixer.state_bytes(heads, head_dim, head_dim, longest) for mixer in model.config.mixers())
+    return rows, {"parameters": model.num_parameters(), "state_bytes": state}
+
+
+class _Bar:
+    """A `Report`: a progress bar on a terminal, elsewhere a line every now and then."""
+
+    def __init__(self, label: str) -> None:
+        self.label, self.said = label, time.monotonic()
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[said]}"))
+        self.bar = Progress(
+            *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+        )
+        self.task = self.bar.add_task(label, said="")
+
+    def __enter__(self) -> _Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def __call__(self, done: int, of: int, said: str) -> None:
+        self.bar.update(self.task, completed=done, total=of, said=f"{done}/{of} {said}")
+        if self.bar.disable and time.monotonic() - self.said > PLAIN_EVERY:
+            self.said = time.monotonic()
+            say(f"{self.label}: {done}/{of} {said}")

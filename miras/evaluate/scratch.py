@@ -1,0 +1,147 @@
+"""Models that learn a synthetic task from nothing, in seconds to minutes on a CPU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import set_seed
+
+from miras.errors import MirasError, UsageError
+from miras.evaluate.tasks import Examples, SyntheticTask
+from miras.evaluate.tasks.base import IGNORE, Report, Row
+from miras.hf import MirasConfig, MirasForCausalLM
+from miras.train.config import TrainConfig, load_config
+from miras.train.optimizer import make_optimizer
+
+
+@dataclass(frozen=True)
+class ScratchConfig:
+    """A model that learns a synthetic task, and how.
+
+    Args:
+        model: a variant, a pattern of variants, or a .yaml / .json file with a rule (of which nothing else is taken).
+        dim: size of the stream.
+        layers: number of layers.
+        heads: heads of each layer.
+        chunk: tokens per chunk; 0: the variant's own.
+        steps: optimizer steps, each with fresh data.
+        batch: tokens of a step, about.
+        learning_rate: the highest; it rises over a tenth of the steps and falls to a tenth of it along a cosine.
+        weight_decay: of the weights of linear maps.
+        seed: of initialisation and data.
+
+    Raises:
+        UsageError: a number out of range, an unknown variant, or a rule that is none.
+    """
+
+    model: str = "yaad"
+    dim: int = 64
+    layers: int = 2
+    heads: int = 2
+    chunk: int = 0
+    steps: int = 1000
+    batch: int = 4096
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 10:
+            raise UsageError(f"steps={self.steps}: expected 10 at least.")
+        _ = self.base  # what is wrong with anything else shows now
+
+    @property
+    def base(self) -> TrainConfig:
+        """The same model as `miras train` knows it, which checks it and reads files."""
+        shape = {name: getattr(self, name) for name in ("dim", "layers", "heads", "learning_rate", "weight_decay")}
+        return load_config(self.model, {**shape, **({"chunk": self.chunk} if self.chunk else {})})
+
+    def build(self, vocabulary: int, context: int) -> MirasForCausalLM:
+        """The model, on the GPU if there is one.
+
+        Args:
+            vocabulary: number of tokens.
+            context: longest sequence that is trained on.
+        """
+        base = self.base
+        config = MirasConfig(
+            vocab_size=vocabulary,
+            hidden_size=self.dim,
+            intermediate_size=base.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            mixer=list(base.mixers),
+            gates=base.gates,
+            rope=base.rope,
+            context_length=context,
+        )
+        return MirasForCausalLM(config).to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+
+
+def learn(task: SyntheticTask, config: ScratchConfig, report: Report) -> tuple[MirasForCausalLM, list[Row]]:
+    """Train a model on a task and score it.
+
+    Args:
+        task: what to learn.
+        config: the model and its training.
+        report: is told the loss of every step.
+
+    Returns:
+        The model, and a line per test level with its accuracy.
+
+    Raises:
+        MirasError: the loss is no longer finite.
+    """
+    set_seed(config.seed)
+    model = config.build(task.tokens, max(map(task.length, task.train))).train()
+    data = task.build(config.seed, config.batch)
+    # Its warm-up begins at a learning rate of 0, where a step of one would do nothing.
+    warmup = math.ceil(config.steps / 10)
+    optimizer, schedule = make_optimizer(model, config.learning_rate, config.weight_decay, warmup, config.steps)
+    for step in range(config.steps):
+        loss = _loss(model, next(data.train))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if not math.isfinite(value := loss.item()):
+            raise MirasError(
+                f"{config.model} was lost at step {step + 1}: the loss is {value}. Try --set learning_rate="
+                f"{config.learning_rate / 3:.0e}."
+            )
+        report(step + 1, config.steps, f"loss {value:.3f}")
+    set_seed(config.seed)  # of the directions of noise, which are then the same for every model
+    scores = {level: _score(model.eval(), task, examples, config.batch) for level, examples in data.test.items()}
+    return model, [{**task.named(level), "accuracy": score} for level, score in scores.items()]
+
+
+def _answers(model: MirasForCausalLM, examples: Examples) -> tuple[Tensor, Tensor]:
+    """Logits [asked, V] and targets [asked]: an output layer of thousands of tokens is run only where one is asked."""
+    inputs, targets = examples.inputs.to(model.device), examples.targets.to(model.device)
+    x = model.get_input_embeddings()(inputs)
+    if examples.noise is not None:
+        size = x.detach().square().mean().sqrt() * examples.noise.to(x)
+        x = x + size[..., None] * torch.randn_like(x)
+    hidden = model.model(inputs_embeds=x, use_cache=False).last_hidden_state
+    asked = targets != IGNORE
+    return model.lm_head(hidden[asked]), targets[asked]
+
+
+def _loss(model: MirasForCausalLM, examples: Examples) -> Tensor:
+    return F.cross_entropy(*_answers(model, examples))
+
+
+@torch.no_grad()
+def _score(model: MirasForCausalLM, task: SyntheticTask, examples: Examples, batch: int) -> float:
+    """The task's score, in batches of about `batch` tokens."""
+    rows, predicted = max(1, batch // examples.inputs.shape[1]), examples.targets.clone()
+    for start in range(0, len(predicted), rows):
+        part = examples.part(start, start + rows)
+        answers = _answers(model, part)[0].argmax(-1).cpu()
+        predicted[start : start + rows][part.targets != IGNORE] = answers
+    return task.score(predicted, examples.targets)

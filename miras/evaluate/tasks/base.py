@@ -1,0 +1,165 @@
+"""What a task is: a frozen dataclass that says what is asked of a model, and how its answers count."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from miras.hf import MirasForCausalLM
+from miras.registry import Axis
+
+IGNORE = -100
+"""Stands in targets where nothing is asked."""
+
+Row = dict[str, Any]
+"""A line of results: the level under the names in `Task.level`, then what was measured."""
+
+Report = Callable[[int, int, str], None]
+"""Is told how far a measurement is: done, of how much, and a word on it."""
+
+
+class Task(Axis):
+    """A question to a model, at one or more levels of difficulty.
+
+    Attributes:
+        level: names of the numbers that tell its levels apart.
+        measures: what is compared between models; a line may hold more.
+        less: those of them of which less is better.
+    """
+
+    axis = "task"
+    level: ClassVar[tuple[str, ...]]
+    measures: ClassVar[tuple[str, ...]]
+    less: ClassVar[tuple[str, ...]] = ()
+
+    def named(self, level: Any) -> Row:
+        """A level as the beginning of a line of results."""
+        return dict(zip(self.level, level if isinstance(level, tuple) else (level,), strict=True))
+
+
+class LanguageTask(Task):
+    """Asked of a trained language model.
+
+    Attributes:
+        seeded: whether the seed changes anything.
+        data: text it is made from, see `miras.data.load_corpus`.
+    """
+
+    seeded: ClassVar[bool]
+    data: str
+
+    @abstractmethod
+    def measure(
+        self, model: MirasForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int, report: Report
+    ) -> list[Row]:
+        """The results, a line per level, in memory that does not grow with the length of the text.
+
+        Args:
+            model: in evaluation mode.
+            tokenizer: the model's.
+            seed: of what is random in the task.
+            report: is told of every line.
+
+        Raises:
+            UsageError: the data cannot be used, or are too few.
+        """
+
+
+class Examples(NamedTuple):
+    """Sequences of one level.
+
+    Attributes:
+        inputs: tokens int64 [N, T].
+        targets: int64 [N, T], what is to be answered where a token of `inputs` was just read (not the next input);
+            `IGNORE` where nothing is asked.
+        noise: float [N, T], how much is added to a token's embedding in a random direction, in units of the embedding's
+            own size; None: nothing.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    noise: Tensor | None = None
+
+    def part(self, start: int, end: int) -> Examples:
+        """Some of the sequences."""
+        noise = None if self.noise is None else self.noise[start:end]
+        return Examples(self.inputs[start:end], self.targets[start:end], noise)
+
+
+class Built(NamedTuple):
+    """A synthetic task with its random choices made.
+
+    Attributes:
+        train: batches without end, fresh ones at every step, each of one level.
+        test: the same for every model and every run with this seed, per level.
+    """
+
+    train: Iterator[Examples]
+    test: dict[Any, Examples]
+
+
+class SyntheticTask(Task):
+    """Learned from nothing: tokens in, a label where one is asked for.
+
+    Attributes:
+        train: levels that are trained on, in equal parts.
+        test: levels that are scored.
+        examples: test sequences per level.
+    """
+
+    measures = ("accuracy",)
+    train: tuple[Any, ...]
+    test: tuple[Any, ...]
+    examples: int
+
+    @property
+    @abstractmethod
+    def tokens(self) -> int:
+        """Size of the vocabulary."""
+
+    @abstractmethod
+    def length(self, level: Any) -> int:
+        """Tokens of a sequence."""
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, level: Any, count: int) -> Examples:
+        """`count` independent sequences of one level."""
+
+    def build(self, seed: int, batch: int = 4096) -> Built:
+        """Training batches and test sets; training and test draw from independent streams of random numbers.
+
+        Args:
+            seed: decides everything that is random.
+            batch: tokens of a training batch, about.
+        """
+        rng = np.random.default_rng([seed, 1])
+        return Built(self._batches(seed, batch), {level: self.draw(rng, level, self.examples) for level in self.test})
+
+    @staticmethod
+    def score(predicted: Tensor, targets: Tensor) -> float:
+        """Share of right answers among those asked for; both int64 [N, T]."""
+        asked = targets != IGNORE
+        return (predicted == targets)[asked].float().mean().item()
+
+    def _batches(self, seed: int, batch: int) -> Iterator[Examples]:
+        rng = np.random.default_rng([seed, 0])
+        while True:
+            level = self.train[rng.integers(len(self.train))]
+            yield self.draw(rng, level, max(1, batch // self.length(level)))
+
+
+def distinct(rng: np.random.Generator, count: int, size: int, choices: int) -> np.ndarray:
+    """`size` different numbers below `choices`, in random order, for each of `count` rows."""
+    return np.argsort(rng.random((count, choices)), axis=1)[:, :size]
+
+
+def as_examples(inputs: np.ndarray, targets: np.ndarray, noise: np.ndarray | None = None) -> Examples:
+    """NumPy's arrays as tensors."""
+    shaken = None if noise is None else torch.from_numpy(noise).float()
+    return Examples(torch.from_numpy(inputs).long(), torch.from_numpy(targets).long(), shaken)
