@@ -43,6 +43,7 @@ ORDER = (
     ("lab",),
     ("demo",),
     ("bench",),
+    ("experiments",),
     ("cli",),
     ("__main__",),
 )

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from miras.cli import main
 from miras.variants import VARIANTS
 
-COMMANDS = ("train", "eval", "generate", "inspect", "report", "list", "explain", "demo", "bench", "lab")
+COMMANDS = ("train", "eval", "generate", "inspect", "report", "experiment", "list", "explain", "demo", "bench", "lab")
 SMALL = "--dim 16 --layers 1 --heads 2 --context 32 --batch 64 --steps 4 --save-every 2".split()
 
 

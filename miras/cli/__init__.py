@@ -4,6 +4,7 @@
 
 from miras.cli import bench as bench
 from miras.cli import evaluate as evaluate
+from miras.cli import experiment as experiment
 from miras.cli import inspect as inspect
 from miras.cli import lab as lab
 from miras.cli import models as models

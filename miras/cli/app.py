@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from miras.errors import MirasError, UsageError
 
 # Of --help: first what one starts with.
-ORDER = ("demo", "train", "eval", "generate", "inspect", "report", "list", "explain", "lab", "bench")
+ORDER = ("demo", "train", "eval", "generate", "inspect", "report", "experiment", "list", "explain", "lab", "bench")
 
 
 class _Commands(TyperGroup):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
 import statistics
 import time
@@ -18,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from miras.data import load_corpus
 from miras.errors import UsageError, near
+from miras.evaluate.intervals import interval
 from miras.evaluate.loading import load_model, model_folder
 from miras.evaluate.scratch import ScratchConfig, learn
 from miras.evaluate.tasks import LanguageTask, SyntheticTask, Task
@@ -30,9 +30,6 @@ from miras.train.summary import versions
 
 PLAIN_EVERY = 20.0
 """Seconds between lines where there is no terminal."""
-
-# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
 class Mean(NamedTuple):
@@ -126,9 +123,7 @@ def mean_of(values: Sequence[float]) -> Mean:
     values = list(values)
     if len(values) == 1:
         return Mean(values[0], None, values)
-    # Beyond the table its last value is used: an interval that is a little too wide.
-    quantile = _T[min(len(values) - 1, len(_T)) - 1]
-    return Mean(statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(len(values)), values)
+    return Mean(statistics.fmean(values), interval(values), values)
 
 
 def _mean_row(task: Task, lines: Sequence[Row]) -> Row:

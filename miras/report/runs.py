@@ -11,6 +11,7 @@ from typing import Any
 from miras.errors import UsageError
 from miras.report.figures import Curves, Grid, HeatMap, Series, Style
 from miras.report.page import Page
+from miras.report.results import task_sections
 from miras.report.sections import Section, built
 from miras.report.table import Column, Row, Table
 from miras.report.text import counted, listed
@@ -23,7 +24,7 @@ from miras.train.summary import Summary
 KINDS: Mapping[str, type[Section]] = {cls.kind: cls for cls in (Table, Curves, HeatMap, Samples, Notes, Facts)}
 PARTS: Mapping[str, type] = {"columns": Column, "rows": Row, "series": Series, "grids": Grid, "samples": Sample}
 
-RESULTS, LEARNING, LENGTH, AGAIN = "Results", "Learning", "Length", "How to reproduce it"
+RESULTS, LEARNING, AGAIN = "Results", "Learning", "How to reproduce it"
 
 
 def report(paths: Sequence[str], title: str = "") -> Page:
@@ -208,9 +209,8 @@ def _section(content: Any, where: str) -> Section:
 
 def _file_sections(path: Path) -> list[Section]:
     content = _json(path)
-    lengths = {"context", "bits_per_byte"}
-    if isinstance(content, list) and content and all(isinstance(x, dict) and lengths <= x.keys() for x in content):
-        return _length_sections(path.stem, content)
+    if isinstance(content, dict) and {"task", "models"} <= content.keys():
+        return task_sections(content)
     return read_sections(content, str(path))
 
 
@@ -219,18 +219,6 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: expected JSON, and it cannot be read as that ({error}).") from error
-
-
-def _length_sections(name: str, rows: Sequence[Mapping[str, Any]]) -> list[Section]:
-    """What `miras eval --json` printed: bits per byte against the context."""
-    columns = tuple(Column(f"{row['context']:,}", "tokens", "low", "fixed") for row in rows)
-    values = {column.name: row["bits_per_byte"] for column, row in zip(columns, rows, strict=True)}
-    line = Series(name, tuple(row["context"] for row in rows), tuple(row["bits_per_byte"] for row in rows))
-    note = "Bits per byte by the length of the windows that the text is read in; none remembers another."
-    return [
-        Table(columns, (Row(name, values),), LENGTH, note),
-        Curves("context, tokens", "bits per byte", (line,), LENGTH, log="x"),
-    ]
 
 
 # -- words ------------------------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
+from miras.evaluate.intervals import interval
 from miras.report import plots
 from miras.report.sections import Looks, Section, by_name, require
-from miras.report.text import FORMS, Form, interval, mean, shown, written
+from miras.report.text import FORMS, Form, mean, shown, written
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,16 @@ class Table(Section):
 {chr(10).join(body)}
 </table>
 </div>{said}"""
+
+
+def words(table: Table) -> list[list[str]]:
+    """The table as text: its head, then a line a name, with the mean and the interval over seeds."""
+    rows = by_name(table.rows)
+    lines = [["", *(column.name for column in table.columns)]]
+    for name, seeds in rows.items():
+        cells = [_cell(column, [row.values.get(column.name) for row in seeds]) for column in table.columns]
+        lines.append([name, *(f"{c.text} ± {c.spread}" if c.spread else c.text for c in cells)])
+    return lines
 
 
 def dot(name: str, looks: Looks) -> str:

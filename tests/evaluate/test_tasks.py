@@ -61,7 +61,7 @@ def test_shapes_and_ranges(name):
         answers = targets[targets != IGNORE]
         assert len(answers) and 0 <= answers.min() and answers.max() < asked.tokens
         assert set(asked.named(level)) == set(asked.level)
-    assert asked.formula.endswith(").") and "arXiv" in asked.formula or name == "noisy_recall"
+    assert (asked.formula.endswith(").") and "arXiv" in asked.formula) or name == "noisy_recall"
 
 
 def test_score_counts_only_what_is_asked():

@@ -7,6 +7,7 @@ import matplotlib
 import pytest
 
 from miras.errors import UsageError
+from miras.evaluate import intervals
 from miras.report import Page, plots, report, text, write_report
 from miras.report.runs import KINDS, read_sections
 from miras.report.sections import merged, plain
@@ -357,9 +358,13 @@ def test_files_join_to_one_section(saved):
 
 
 def test_what_eval_prints_becomes_a_curve_over_length(saved):
-    rows = [{"context": c, "bits_per_byte": 2.0 + c / 1000, "tokens": 5} for c in (256, 1024)]
-    reader = Reader(report([saved(rows, "yaad.json")]).html())
-    assert [cell for cell, _ in reader.row("yaad")[1:]] == ["2.256", "3.024"]
+    rows = [
+        {"context": c, "bits_per_byte": {"mean": 2.0, "interval": 0.1, "values": [1.9 + c / 1e4, 2.1 + c / 1e4]}}
+        for c in (256, 1024)
+    ]
+    found = {"task": "perplexity", "settings": {}, "models": {"yaad": {"rows": rows}}}
+    reader = Reader(report([saved(found, "yaad.json")]).html())
+    assert [cell for cell, _ in reader.row("yaad 2 seeds")[1:]] == ["2.03 ± 1.27", "2.10 ± 1.27"]
 
 
 @pytest.mark.parametrize(
@@ -408,6 +413,6 @@ def test_bad_files_are_refused_with_the_place(saved, content, said):
 
 
 def test_student_is_right_where_the_table_ends():
-    assert [round(text.student(n), 2) for n in (1, 2, 10, 11, 30, 1000)] == [12.71, 4.3, 2.23, 2.2, 2.04, 1.96]
-    assert text.interval([1.0, 2.0, 3.0]) == pytest.approx(4.303 / math.sqrt(3))
-    assert text.interval([1.0]) == text.interval([1.0, math.nan]) == 0
+    assert [round(intervals.student(n), 2) for n in (1, 2, 10, 11, 30, 1000)] == [12.71, 4.3, 2.23, 2.2, 2.04, 1.96]
+    assert intervals.interval([1.0, 2.0, 3.0]) == pytest.approx(4.303 / math.sqrt(3))
+    assert intervals.interval([1.0]) == intervals.interval([1.0, math.nan]) == 0

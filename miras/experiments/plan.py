@@ -1,0 +1,156 @@
+"""What an experiment is: models, what is done with all of them alike, and what the paper says about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from miras.evaluate.scratch import ScratchConfig
+from miras.evaluate.tasks import LanguageTask, SyntheticTask
+from miras.mixer import Mixer
+from miras.registry import to_config
+from miras.train.config import TrainConfig
+from miras.variants import variant
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large, how long and how often.
+
+    Attributes:
+        about: in words.
+        training: fields of `TrainConfig` that all language models share.
+        contexts: training lengths of the experiment on context.
+        lengths: of needle tests, in tokens.
+        far: how far the loss is followed, in tokens.
+        scratch: how synthetic tasks are learned.
+        rates: learning rates; each model gets the one of these that is best for it with the first seed.
+        seeds: how many.
+    """
+
+    about: str
+    training: Mapping[str, Any]
+    contexts: tuple[int, ...]
+    lengths: tuple[int, ...]
+    far: int
+    scratch: ScratchConfig
+    rates: tuple[float, ...]
+    seeds: int = 3
+
+
+SCALES: Mapping[str, Scale] = {
+    "laptop": Scale(
+        "1 M parameters, half a million tokens, two cores, minutes a run",
+        {"size": "tiny", "steps": 250, "context": 512, "eval_windows": 256},
+        (128, 512, 2048),
+        (512, 1024, 2048),
+        16_384,
+        ScratchConfig(steps=1000),
+        (1e-3, 2e-3, 4e-3),
+    ),
+    "gpu": Scale(
+        "50 M parameters, 650 million tokens, one GPU, an hour or two a run",
+        {
+            **{"size": "120m", "dim": 512, "layers": 10, "heads": 8, "context": 2048, "batch": 65_536},
+            **{"accumulation": 2, "steps": 10_000, "tokenizer": "bpe:16000", "warmup": 300},
+        },
+        (512, 2048, 8192),
+        (1024, 2048, 4096, 8192),
+        65_536,
+        ScratchConfig(dim=128, steps=20_000, batch=32_768),
+        (5e-4, 1e-3, 2e-3),
+    ),
+    "paper": Scale(
+        "340 M parameters, 15 billion tokens of FineWeb-Edu, a machine with eight GPUs",
+        {"size": "340m", "data": "HuggingFaceFW/fineweb-edu"},
+        (2048, 4096, 8192, 16_384, 32_768),
+        (1024, 2048, 4096, 8192, 16_384),
+        131_072,
+        ScratchConfig(dim=256, steps=100_000, batch=65_536),
+        (7.5e-4, 1.5e-3, 3e-3),
+        seeds=1,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of an experiment.
+
+    Attributes:
+        mixers: repeated over the layers.
+        fields: of `TrainConfig` (or, on a synthetic task, of `ScratchConfig`) in which it differs from the others.
+    """
+
+    mixers: tuple[Mixer, ...]
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self, name: str, **shared: Any) -> TrainConfig:
+        """The model as a training run, without what only a synthetic task knows."""
+        return TrainConfig(**{**shared, "model": name, "mixer": [to_config(m) for m in self.mixers], **self.fields})
+
+
+def model(*mixers: str | Mixer, **fields: Any) -> Model:
+    """A model of variants, by name, and rules."""
+    return Model(tuple(variant(m) if isinstance(m, str) else m for m in mixers), fields)
+
+
+def models(*names: str) -> dict[str, Model]:
+    """The variants of these names."""
+    return {name: model(name) for name in names}
+
+
+@dataclass(frozen=True)
+class TextExperiment:
+    """Language models of equal size, trained alike, each at the best of some learning rates, then asked tasks.
+
+    Attributes:
+        title: what it is about.
+        claim: what the paper says.
+        models: by name.
+        training: fields of `TrainConfig` that they share.
+        rates: learning rates to choose from.
+        seeds: how many.
+        baseline: the model that the others are compared with.
+        tasks: asked of every trained model.
+    """
+
+    title: str
+    claim: str
+    models: Mapping[str, Model]
+    training: Mapping[str, Any]
+    rates: tuple[float, ...]
+    seeds: int
+    baseline: str
+    tasks: Mapping[str, LanguageTask] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TaskExperiment:
+    """Models of equal size that learn a synthetic task from nothing, each at the best of some learning rates.
+
+    Attributes:
+        title: what it is about.
+        claim: what the paper, or the source of the task, says.
+        models: by name.
+        task: name of the task.
+        asked: the task.
+        training: how it is learned.
+        rates: learning rates to choose from.
+        seeds: how many.
+        equal: whether parameters are made equal by the width of the SwiGLU.
+    """
+
+    title: str
+    claim: str
+    models: Mapping[str, Model]
+    task: str
+    asked: SyntheticTask
+    training: ScratchConfig
+    rates: tuple[float, ...]
+    seeds: int
+    equal: bool = True
+
+
+Experiment = TextExperiment | TaskExperiment

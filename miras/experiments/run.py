@@ -1,0 +1,195 @@
+"""Doing an experiment: a folder for each run and a file for each result, so that what is there is not done again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from miras.data import load_corpus, load_tokenizer, pack
+from miras.errors import MirasError
+from miras.evaluate.compare import compare, mean_of
+from miras.evaluate.scratch import ScratchConfig
+from miras.experiments.plan import Experiment, Model, TaskExperiment, TextExperiment
+from miras.report.results import task_sections
+from miras.report.runs import report
+from miras.report.sections import Section
+from miras.report.table import Column, Row, Table
+from miras.report.words import Notes
+from miras.train.config import TrainConfig
+from miras.train.files import write_text
+from miras.train.many import Job, train_many
+from miras.train.parameters import equal_hidden
+from miras.train.summary import Summary
+
+CHOSEN, DIFFERENCES = "Learning rates", "Against {}"
+
+
+def run(plan: Experiment, out: Path, jobs: int) -> list[Section]:
+    """Do what is not done yet.
+
+    Args:
+        plan: the experiment.
+        out: its folder.
+        jobs: training runs of language models side by side.
+
+    Returns:
+        The sections of its page: what the paper says, tables, curves, how to do it again.
+
+    Raises:
+        MirasError: a training run failed; or a model diverged at every learning rate.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    sections = _on_text(plan, out, jobs) if isinstance(plan, TextExperiment) else _on_task(plan, out)
+    return [Notes((("The paper.", plan.claim),)), *sections]
+
+
+def slug(name: str) -> str:
+    """A name as part of a path."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-")
+
+
+# -- language models --------------------------------------------------------------------------------------------------
+
+
+def _on_text(plan: TextExperiment, out: Path, jobs: int) -> list[Section]:
+    configs = {name: model.config(name, **plan.training) for name, model in plan.models.items()}
+    files = _files(plan.models, equal_hidden(configs), out, **plan.training)
+    cache = out / "data"
+    _tokenise(configs, cache)
+
+    def job(name: str, rate: float, seed: int) -> Job:
+        folder = out / f"{slug(name)}-{rate:g}-{seed}"
+        words = ("train", str(files[name]), f"--learning-rate={rate}", f"--seed={seed}", f"--cache={cache}")
+        return Job(f"{name}, {rate:g}, seed {seed}", folder, configs[name].steps, words)
+
+    first = {(name, rate): job(name, rate, 0) for rate in plan.rates for name in plan.models}
+    train_many(list(first.values()), jobs, may_diverge=True)
+    bits = {key: _bits(made) for key, made in first.items()}
+    best = {name: _best({rate: bits[name, rate] for rate in plan.rates}, name) for name in plan.models}
+    rest = [job(name, best[name], seed) for seed in range(1, plan.seeds) for name in plan.models]
+    train_many(rest, jobs, may_diverge=True)
+    runs = {name: [job(name, best[name], seed) for seed in range(plan.seeds)] for name in plan.models}
+    done = {name: [j.out for j in found if j.finished] for name, found in runs.items()}
+    sections = [_differences(plan, runs)] if len(runs) > 1 else []
+    if len(plan.rates) > 1:
+        sections.append(_sweep(bits, best))
+    names = {str(folder): name for name, folders in done.items() for folder in folders}
+    for task, asked in plan.tasks.items():
+        found = compare(task, asked, None, list(names), 1, out / "eval")
+        sections += task_sections(found, names)
+    page = report([str(folder) for folders in done.values() for folder in folders])
+    return [*page.sections, *sections]
+
+
+def _files(models: Mapping[str, Model], hidden: Mapping[str, int], out: Path, **shared: Any) -> dict[str, Path]:
+    """A configuration file for each model."""
+    files = {}
+    for name, model in models.items():
+        files[name] = out / "models" / f"{slug(name)}.yaml"
+        config = dataclasses.asdict(model.config(name, **shared))
+        given = {n: config[n] for n in ("model", "mixer", *shared, *model.fields)} | {"hidden": hidden.get(name)}
+        text = yaml.safe_dump(given, sort_keys=False)
+        if files[name].exists() and files[name].read_text() != text:
+            raise MirasError(f"{files[name]} describes another model than this experiment's. Write another --out.")
+        files[name].parent.mkdir(parents=True, exist_ok=True)
+        write_text(files[name], text)
+    return files
+
+
+def _tokenise(configs: Mapping[str, TrainConfig], cache: Path) -> None:
+    """Once, before runs side by side look for it."""
+    config = next(iter(configs.values()))
+    corpus = load_corpus(config.data)
+    if corpus.hash is not None:
+        pack(corpus, load_tokenizer(config.tokenizer, corpus), config.context, cache)
+
+
+def _bits(job: Job) -> float | None:
+    return Summary.read(job.out / "summary.json").val_bits_per_byte if job.finished else None
+
+
+def _best(bits: Mapping[float, float | None], name: str) -> float:
+    left = {rate: value for rate, value in bits.items() if value is not None}
+    if not left:
+        raise MirasError(f"{name} diverged at every learning rate: {', '.join(f'{rate:g}' for rate in bits)}.")
+    return min(left, key=left.__getitem__)
+
+
+def _sweep(bits: Mapping[tuple[str, float], float | None], best: Mapping[str, float]) -> Table:
+    columns = tuple(Column(f"{rate:g}", "", "low", "fixed") for rate in dict.fromkeys(rate for _, rate in bits))
+    rows = (Row(n, {f"{r:g}": x for (name, r), x in bits.items() if name == n}, f"took {best[n]:g}") for n in best)
+    return Table(columns, tuple(rows), CHOSEN, "Validation bits per byte of the first seed.")
+
+
+def _differences(plan: TextExperiment, runs: Mapping[str, list[Job]]) -> Table:
+    """Of validation bits per byte, seed by seed."""
+    base = [_bits(job) for job in runs[plan.baseline]]
+    rows = []
+    for name, found in runs.items():
+        pairs = [(_bits(job), b) for job, b in zip(found, base, strict=True)]
+        values = [x - b for x, b in pairs if x is not None and b is not None]
+        lost = sum(x is None for x, _ in pairs)
+        if name == plan.baseline or not values:
+            continue
+        mean, interval, _ = mean_of(values)
+        said = {"difference": f"{mean:+.3f}", "95 % interval": "" if interval is None else f"± {interval:.3f}"}
+        rows.append(Row(name, said, f"{lost} of {len(found)} seeds diverged" if lost else ""))
+    columns = (Column("difference", "bits per byte"), Column("95 % interval"))
+    note = "Differences of runs with the same seed; below zero is better."
+    return Table(columns, tuple(rows), DIFFERENCES.format(plan.baseline), note)
+
+
+# -- synthetic tasks --------------------------------------------------------------------------------------------------
+
+
+def _on_task(plan: TaskExperiment, out: Path) -> list[Section]:
+    fields = [field.name for field in dataclasses.fields(ScratchConfig)]
+    own = {n: {f: x for f, x in m.fields.items() if f in fields} for n, m in plan.models.items()}
+    shape = {name: getattr(plan.training, name) for name in ("dim", "layers", "heads")}
+    hidden = {}
+    if plan.equal:
+        hidden = equal_hidden({name: model.config(name, **shape) for name, model in plan.models.items()})
+    files = _files(plan.models, hidden, out)
+    best, accuracies = {}, {}
+    for name in plan.models:
+        for rate in plan.rates:
+            found = _learned(plan, str(files[name]), own[name] | {"learning_rate": rate}, 1, out)
+            accuracies[name, rate] = statistics.fmean(row["accuracy"]["mean"] for row in found["rows"])
+        best[name] = max(plan.rates, key=lambda rate: accuracies[name, rate])
+    models = {
+        name: _learned(plan, str(files[name]), own[name] | {"learning_rate": best[name]}, plan.seeds, out)
+        for name in plan.models
+    }
+    columns = (
+        Column("parameters", form="integer"),
+        Column("state", form="bytes"),
+        Column("learning rate"),
+        Column("seconds", "a seed", form="integer"),
+    )
+    rows = [
+        Row(n, dict(zip((c.name for c in columns), values, strict=True)))
+        for n, values in (
+            (n, (m["parameters"], m["state_bytes"], best[n], m["seconds"] / plan.seeds)) for n, m in models.items()
+        )
+    ]
+    found = {"task": plan.task, "models": models}
+    return [*task_sections(found), Table(columns, tuple(rows), "Models")]
+
+
+def _learned(plan: TaskExperiment, file: str, changes: Mapping[str, Any], seeds: int, out: Path) -> dict[str, Any]:
+    training = dataclasses.replace(plan.training, **changes)
+    return compare(plan.task, plan.asked, training, [file], seeds, out / "results")["models"][file]
+
+
+def as_json(sections: list[Section], about: Mapping[str, Any]) -> str:
+    """What `miras report` reads, with what it is about."""
+    from miras.report.sections import plain
+
+    return json.dumps({**about, "sections": [plain(section) for section in sections]}, indent=1) + "\n"

@@ -1,0 +1,67 @@
+"""What `miras eval --json` says, as sections of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from miras.evaluate.tasks import task as task_of
+from miras.report.figures import Curves, Grid, HeatMap, Series
+from miras.report.sections import Section
+from miras.report.table import Column, Row, Table
+
+
+def task_sections(found: Mapping[str, Any], names: Mapping[str, str] | None = None) -> list[Section]:
+    """Tables and figures of models on a task, each seed by itself.
+
+    Args:
+        found: what `miras.evaluate.compare` returns.
+        names: what to call the models; several may have one name, and are then seeds.
+
+    Raises:
+        UsageError: an unknown task.
+    """
+    task, title = task_of(found["task"]), found["task"].replace("_", " ")
+    sections: list[Section] = []
+    for measure in task.measures:
+        lines = []
+        for model, result in found["models"].items():
+            name, rows = (names or {}).get(model, model), result["rows"]
+            lines += [
+                (name, [(row, row[measure]["values"][seed]) for row in rows])
+                for seed in range(len(rows[0][measure]["values"]))
+            ]
+        word, better = measure.replace("_", " "), "low" if measure in task.less else "high"
+        if len(task.level) == 2 and not _one_each(lines[0][1], task.level):
+            sections += [_map(name, line, task.level, title, word) for name, line in lines]
+            continue
+        labels = [" x ".join(_said(row[level]) for level in task.level) for row, _ in lines[0][1]]
+        columns = tuple(Column(label, "", better) for label in labels)  # type: ignore[arg-type]
+        values = [dict(zip(labels, (value for _, value in line), strict=True)) for _, line in lines]
+        note = f"{word.capitalize()} by {' x '.join(task.level)}."
+        sections.append(Table(columns, tuple(Row(n, v) for (n, _), v in zip(lines, values, strict=True)), title, note))
+        x = task.level[0]
+        curves = [
+            Series(name, tuple(row[x] for row, _ in line), tuple(value for _, value in line)) for name, line in lines
+        ]
+        log = "x" if min(min(s.x) for s in curves) > 0 else ""
+        sections.append(Curves(x, word, tuple(curves), title, log=log))
+    return sections
+
+
+def _one_each(line: list[tuple[Any, float]], level: tuple[str, ...]) -> bool:
+    """Whether two levels are a list of pairs and no grid."""
+    first, second = (len({row[name] for row, _ in line}) for name in level)
+    return len(line) < first * second or min(first, second) == 1
+
+
+def _map(name: str, line: list[tuple[Any, float]], level: tuple[str, ...], title: str, word: str) -> HeatMap:
+    cells = {(row[level[0]], row[level[1]]): value for row, value in line}
+    columns, rows = (list(dict.fromkeys(row[n] for row, _ in line)) for n in level)
+    grid = Grid(name, tuple(tuple(cells[c, r] for c in columns) for r in rows))
+    said = (tuple(map(_said, columns)), tuple(map(_said, rows)))
+    return HeatMap(level[0], level[1], *said, (grid,), title, f"{word.capitalize()}.")
+
+
+def _said(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"

@@ -1,0 +1,106 @@
+"""Experiments at the smallest scale there is: searched, repeated, resumed, tabulated."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from small_run import write_text
+from typer.testing import CliRunner
+
+from miras import variants
+from miras.cli import main
+from miras.errors import UsageError
+from miras.evaluate.scratch import ScratchConfig
+from miras.evaluate.tasks import MQAR, Positions, SyntheticTask
+from miras.experiments import EXPERIMENTS, SCALES, experiment
+from miras.experiments.command import conduct
+from miras.experiments.plan import TaskExperiment, TextExperiment, model, models
+from miras.train.parameters import equal_hidden, parameters
+
+
+@pytest.fixture(scope="module")
+def on_text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    training = {"dim": 16, "layers": 1, "heads": 2, "context": 32, "batch": 64, "steps": 3, "data": write_text(folder)}
+    training |= {"eval_windows": 2}
+    rule = replace(variants.yaad(), first_order=True)
+    compared = {**models("yaad", "deltanet"), "first order": model(rule, gates="channel")}
+    tasks = {"positions": Positions(data=training["data"], length=64, windows=2)}
+    plan = TextExperiment("Small", "Nothing.", compared, training, (1e-3, 1e-2), 2, "deltanet", tasks)
+    tables = list(conduct("small", "laptop", plan, folder / "out", 2, folder / "results"))
+    return plan, folder, tables
+
+
+def test_a_search_a_repetition_and_a_page(on_text):
+    plan, folder, tables = on_text
+    found = json.loads((folder / "results" / "small-laptop.json").read_text())
+    assert found == json.loads((folder / "out" / "results.json").read_text())
+    sections = {(s["kind"], s["title"]): s for s in found["sections"]}
+    results = sections["table", "Results"]["rows"]
+    assert [row["name"] for row in results] == [name for name in plan.models for _ in range(2)]
+    rates = sections["table", "Learning rates"]
+    assert [column["name"] for column in rates["columns"]] == ["0.001", "0.01"]
+    best = {row["name"]: min(row["values"], key=row["values"].get) for row in rates["rows"]}
+    runs = {path.name for path in (folder / "out").iterdir() if (path / "summary.json").exists()}
+    assert {f"{name.replace(' ', '-')}-{rate}-1" for name, rate in best.items()} <= runs and len(runs) == 3 * 2 + 3
+    differences = sections["table", "Against deltanet"]["rows"]
+    assert [row["name"] for row in differences] == ["yaad", "first order"]
+    bits = {name: [r["values"]["Validation"] for r in results if r["name"] == name] for name in plan.models}
+    mean = sum(a - b for a, b in zip(bits["yaad"], bits["deltanet"], strict=True)) / 2
+    assert differences[0]["values"]["difference"] == f"{mean:+.3f}"
+    assert len(sections["curves", "positions"]["series"]) == 3 * 2
+    assert "Small" in (folder / "out" / "report.html").read_text() and len(tables) == 4
+
+
+def test_what_is_there_is_not_done_again(on_text, monkeypatch):
+    plan, folder, _ = on_text
+    monkeypatch.setattr("miras.train.many.Job.start", lambda *given: pytest.fail("trained again"))
+    assert len(list(conduct("small", "laptop", plan, folder / "out", 1, None))) == 4
+
+
+def test_a_synthetic_task(tmp_path):
+    asked = MQAR(vocabulary=64, train=((16, 2),), test=((16, 2), (16, 4)), examples=8)
+    compared = {"yaad": model("yaad"), "deltanet": model("deltanet", dim=32, heads=1)}
+    training = ScratchConfig(dim=16, layers=1, steps=10, batch=64)
+    plan = TaskExperiment("Small", "Nothing.", compared, "mqar", asked, training, (1e-3, 1e-2), 2, equal=False)
+    shown = list(conduct("recall", "laptop", plan, tmp_path, 1, None))
+    found = json.loads((tmp_path / "results.json").read_text())
+    accuracy, about = (s for s in found["sections"] if s["kind"] == "table")
+    assert [row["name"] for row in accuracy["rows"]] == ["yaad"] * 2 + ["deltanet"] * 2 and len(shown) == 2
+    assert all(0 <= x <= 1 for row in accuracy["rows"] for x in row["values"].values())
+    assert about["rows"][1]["values"]["state"] == 32 * 32 * 4 * 1
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_of_models_of_equal_size(name, scale):
+    plan = experiment(name, scale)
+    if isinstance(plan, TaskExperiment):
+        assert isinstance(plan.asked, SyntheticTask)
+        return
+    assert plan.baseline in plan.models
+    configs = {n: m.config(n, **plan.training) for n, m in plan.models.items()}
+    hidden = equal_hidden(configs)
+    counts = [parameters(configs[n], width) for n, width in hidden.items()]
+    assert max(counts) < 1.03 * min(counts)
+
+
+def test_linear_memories_get_as_many_bytes():
+    plan = experiment("recall", "laptop")
+    deep, linear = plan.models["yaad"], plan.models["gated_deltanet"]
+    dim, heads = plan.training.dim, plan.training.heads
+    own = deep.mixers[0].state_bytes(heads, dim // heads, dim // heads, 1)
+    width = linear.fields["dim"]
+    assert linear.fields["heads"] == 1 and own <= linear.mixers[0].state_bytes(1, width, width, 1) < 1.1 * own
+
+
+def test_the_command():
+    run = CliRunner().invoke
+    assert all(name in run(main, ["experiment"]).output for name in (*EXPERIMENTS, *SCALES))
+    paper = run(main, ["experiment", "needle", "--scale", "paper"]).output
+    assert "torchrun --nproc_per_node=8 -m miras train yaad --size=340m" in paper and "GPU hours" in paper
+    assert "one size" in run(main, ["experiment", "recall", "--scale", "paper"]).output
+    wrong = run(main, ["experiment", "nedle"])
+    assert wrong.exit_code == 2 and "Did you mean 'needle'" in wrong.output
+    with pytest.raises(UsageError, match="laptop"):
+        experiment("needle", "laptp")
