@@ -9,6 +9,7 @@ from transformers import Trainer
 from typer.testing import CliRunner
 
 from miras.cli import main
+from miras.evaluate.tasks import TASKS
 from miras.variants import VARIANTS
 
 COMMANDS = ("train", "eval", "generate", "inspect", "report", "experiment", "list", "explain", "demo", "bench", "lab")
@@ -63,12 +64,51 @@ def test_train_says_what_happens(run):
     assert result.stdout == ""
 
 
-def test_eval(run, text):
+def test_eval_of_a_trained_model(run, text, tmp_path):
     out, _ = run
-    words = ("eval", out, "--data", text, "--context", "32,64", "--limit", 1000)
-    rows = json.loads(miras(*words, "--json").stdout)
-    assert [row["context"] for row in rows] == [32, 64]
-    assert "bits per byte" in miras(*words).stdout
+    words = ("eval", "perplexity", out, "--data", text, "--set", "contexts=32,64", "--set", "limit=1000")
+    results = json.loads(miras(*words, "--json", "--out", tmp_path).stdout)
+    assert [row["context"] for row in results["models"][str(out)]["rows"]] == [32, 64]
+    assert results["settings"]["data"] == text and results["seeds"] == 1
+    again = miras(*words, "--out", tmp_path)
+    assert "bits per byte" in again.stdout and f"from {tmp_path}" in again.stderr
+    said = miras("eval", "needle_number", out, "--data", text, "--set", "lengths=700", "--out", tmp_path).stdout
+    assert all(word in said for word in ("needle_number", "depth", "0.25", "exact", "found", "margin", "parameters"))
+
+
+def test_eval_compares_models_that_learn_from_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = "--set train=8 --set test=8,16 --set examples=4 --set steps=10 --set dim=8 --set batch=32".split()
+    words = ("eval", "parity", "yaad", "retnet", "--seeds", 2, *settings)
+    said = miras(*words).stdout
+    for part in ("parity: accuracy", "yaad", "retnet", " ± ", "bytes of state", "95 % intervals", "16"):
+        assert part in said
+    results = json.loads(miras(*words, "--json").stdout)
+    assert results["training"]["steps"] == 10 and list(results["models"]) == ["yaad", "retnet"]
+    assert len(list(Path("runs/eval").glob("*.json"))) == 4
+
+
+def test_eval_tells_about_its_tasks():
+    said = miras("eval").stdout
+    assert said == miras("eval", "--list").stdout
+    for name, task in TASKS.items():
+        assert f"  {name} " in said and task.formula in said
+    said = miras("eval", "mqar").stdout
+    assert "Multi-query" in said and "vocabulary=8192\n      size of the vocabulary." in said and "steps=1000" in said
+    assert "steps=" not in miras("eval", "needle_uuid").stdout
+
+
+def test_eval_hands_over_to_the_harness(run, monkeypatch):
+    called = []
+    module = type(sys)("miras.evaluate.harness")
+    found = {"results": {"piqa": {"acc,none": 0.5}}}
+    monkeypatch.setattr(module, "harness", lambda *args: called.append(args) or {args[1][0]: found}, raising=False)
+    monkeypatch.setattr(module, "table", lambda found: f"table of {list(found['results'])}", raising=False)
+    monkeypatch.setitem(sys.modules, "miras.evaluate.harness", module)
+    words = ("eval", "--lm-eval", "piqa,boolq", run[0], "--include-path", "mine", "--limit", 3)
+    assert "table of ['piqa']" in miras(*words).stdout
+    assert called == [(["piqa", "boolq"], [str(run[0])], "mine", 3)]
+    assert json.loads(miras(*words, "--json").stdout) == {str(run[0]): found["results"]}
 
 
 def test_generate_from_all_three_sources(run, tmp_path):
@@ -176,9 +216,19 @@ def test_demo_is_handed_its_arguments(monkeypatch, tmp_path):
         ("train yaad --tokenizer org/name", "point --tokenizer at a local folder"),
         ("train yaad --resume --out nowhere", "there is no run in nowhere"),
         ("train yaad --steps some", "--steps"),
-        ("eval nowhere", "got no such folder"),
-        ("eval nowhere --context long", "--context long"),
-        ("eval nowhere --part test", "--part test"),
+        ("eval perplexity nowhere", "got no such folder"),
+        ("eval perplexty nowhere", "Did you mean 'perplexity'"),
+        ("eval EMPTY", "the task comes first. Write for example: miras eval perplexity EMPTY"),
+        ("eval perplexity nowhere --set context=9", "Did you mean 'contexts'"),
+        ("eval perplexity nowhere --set contexts=long", "expected something like contexts=256,1024,4096"),
+        ("eval perplexity nowhere --set part=test", "expected validation, train or all"),
+        ("eval perplexity nowhere --set part", "expected NAME=VALUE"),
+        ("eval mqar yad", "Did you mean 'yaad'"),
+        ("eval mqar yaad --data x", "the task has no such setting"),
+        ("eval mqar yaad --set steps=1", "10 at least"),
+        ("eval --lm-eval piqa", "say of which model"),
+        ("eval --lm-eval piqa nowhere --set limit=1", "--lm-eval goes with"),
+        ("bench yaad --time some", "--time some"),
         ("generate nowhere --prompt a", "got no such folder"),
         ("generate nowhere --prompt a --prompt-file b", "expected one of them"),
         ("generate nowhere --prompt-file b", "--prompt-file b: there is no such file"),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +15,9 @@ from rich.table import Table
 
 from miras.cli.app import Threads, main, set_threads
 from miras.errors import UsageError
+
+if TYPE_CHECKING:
+    from miras.evaluate.tasks.base import Row, Task
 
 
 @main.command(
@@ -50,78 +54,77 @@ def evaluate(
     threads: Threads = None,
 ) -> None:
     """Ask models a task and compare them: means and 95 % intervals over seeds, the best in bold."""
-    task, models = (None, names or []) if lm_eval else ((names or [None])[0], (names or [])[1:])
-    if lm_eval and (listed or settings or data):
-        raise UsageError(
-            "--lm-eval goes with --include-path, --limit and --json; the other options are of other tasks."
-        )
+    words, given = [*(settings or []), *([f"data={data}"] if data else [])], names or []
+    if lm_eval and (listed or words):
+        raise UsageError("--lm-eval goes with --include-path, --limit and --json, not with settings of other tasks.")
     set_threads(threads)
     if lm_eval:
-        _harness(lm_eval.split(","), models, include_path, limit, as_json)
-    elif task is None or listed:
+        _harness(lm_eval.split(","), given, include_path, limit, as_json)
+    elif listed or not given:
         typer.echo(_list())
-    elif not models:
-        typer.echo(_about(task))
+    elif len(given) == 1:
+        typer.echo(_about(given[0]))
     else:
-        words = [*(settings or []), *([f"data={data}"] if data else [])]
-        _compare(task, models, seeds, words, Path(out), again, as_json)
+        _compare(given[0], given[1:], seeds, words, Path(out), again, as_json)
 
 
-def _compare(name: str, models: Sequence[str], seeds: int, words: list[str], out: Path, again: bool, js: bool) -> None:
+def _compare(name: str, models: list[str], seeds: int, words: list[str], out: Path, again: bool, as_json: bool) -> None:
     from miras.evaluate.compare import compare, settle
+
+    for word in words:
+        if "=" not in word:
+            raise UsageError(f"--set {word}: expected NAME=VALUE.")
+    task, training = settle(_task(name), dict(word.split("=", 1) for word in words))
+    results = compare(name, task, training, models, seeds, out, again)
+    if as_json:
+        typer.echo(json.dumps(results, indent=2))
+        return
+    rows = {model: found["rows"] for model, found in results["models"].items()}
+    first = next(iter(rows))
+    if len(rows) > 1:
+        for measure in task.measures:
+            best = min if measure in task.less else max
+            _print(f"{name}: {_words(measure)}", task, rows, {model: (model, measure) for model in rows}, best)
+    else:
+        columns = {_words(m): (first, m) for m, value in rows[first][0].items() if isinstance(value, dict)}
+        _print(f"{name}: {first}", task, rows, columns)
+    typer.echo(_footnotes(results))
+
+
+def _task(name: str) -> Task:
     from miras.evaluate.tasks import TASKS, task
 
     if name not in TASKS and Path(name).exists():
         raise UsageError(f"miras eval {name}: the task comes first. Write for example: miras eval perplexity {name}")
-    for word in words:
-        if "=" not in word:
-            raise UsageError(f"--set {word}: expected NAME=VALUE.")
-    given, training = settle(task(name), dict(word.split("=", 1) for word in words))
-    results = compare(name, given, training, models, seeds, out, again)
-    if js:
-        typer.echo(json.dumps(results, indent=2))
-        return
-    several = len(results["models"]) > 1
-    measures = [m for m in _measures(results) if not several or m in given.measures]
-    if several:
-        for measure in measures:
-            columns = {model: (model, measure) for model in results["models"]}
-            _print(f"{name}: {_words(measure)}", given, results, columns, compared=True)
-    else:
-        (model,) = results["models"]
-        _print(f"{name}: {model}", given, results, {_words(m): (model, m) for m in measures}, compared=False)
-    typer.echo(_footnotes(results))
+    return task(name)
 
 
-def _measures(results: dict[str, Any]) -> list[str]:
-    row = next(iter(results["models"].values()))["rows"][0]
-    return [name for name, value in row.items() if isinstance(value, dict)]
-
-
-def _print(title: str, task: Any, results: dict[str, Any], columns: dict[str, tuple[str, str]], compared: bool) -> None:
-    """A table, a line per level; columns: {heading: (model, measure)}."""
-    table = Table(*map(_words, task.level), *columns, title=title)
-    rows = {model: found["rows"] for model, found in results["models"].items()}
+def _print(
+    title: str,
+    task: Task,
+    rows: dict[str, list[Row]],
+    columns: dict[str, tuple[str, str]],
+    best: Callable | None = None,
+) -> None:
+    """A table with a line per level; columns: {heading: (model, measure)}; best: picks the mean that is made bold."""
+    table = Table(*map(_words, task.level), title=title)
+    for heading in columns:
+        table.add_column(heading, overflow="fold")
     for i, level in enumerate(next(iter(rows.values()))):
         cells = [rows[model][i][measure] for model, measure in columns.values()]
-        best = None
-        if compared:
-            (measure,) = {measure for _, measure in columns.values()}
-            best = (min if measure in task.less else max)(cell["mean"] for cell in cells)
-        said = [f"[bold]{_cell(c)}[/bold]" if c["mean"] == best else _cell(c) for c in cells]
+        means = [cell["mean"] for cell in cells]
+        winner = best(means) if best and len(set(means)) > 1 else None
+        said = [f"[bold]{_cell(c)}[/bold]" if c["mean"] == winner else _cell(c) for c in cells]
         table.add_row(*(f"{level[name]:,}" for name in task.level), *said)
     for column in table.columns:
-        column.justify, column.no_wrap = "right", True
-    Console().print(table)
+        column.justify = "right"
+    # Where there is no terminal, rich would guess 80 columns and break the lines for nobody.
+    Console(width=None if sys.stdout.isatty() else 220).print(table)
 
 
 def _cell(mean: dict[str, Any]) -> str:
     value, spread = mean["mean"], mean["interval"]
-    said = (
-        f"{value:,.0f}"
-        if abs(value) >= 1e3 or (len(mean["values"]) == 1 and isinstance(value, int))
-        else f"{value:.3f}"
-    )
+    said = f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1e3 else f"{value:.3f}"
     return said if spread is None else f"{said} ± {spread:.3f}"
 
 
@@ -156,25 +159,24 @@ def _list() -> str:
 
 def _about(name: str) -> str:
     """A task's own words, and its settings with their defaults."""
+    from miras.evaluate.compare import training_settings
     from miras.evaluate.describe import about
     from miras.evaluate.scratch import ScratchConfig
-    from miras.evaluate.tasks import SyntheticTask, task
+    from miras.evaluate.tasks import SyntheticTask
     from miras.evaluate.tasks.settings import shown
 
-    asked = task(name)
+    asked = _task(name)
     text, meaning = about(type(asked))
     lines = [text, "", "Settings (--set NAME=VALUE):"]
     lines += [f"  {n}={shown(getattr(asked, n))}\n      {said}" for n, said in meaning.items()]
     if isinstance(asked, SyntheticTask):
+        _, meaning = about(ScratchConfig)
         lines.append("\nSettings of the training:")
-        plain = ScratchConfig()
-        for n, said in about(ScratchConfig)[1].items():
-            if n not in ("model", "seed"):
-                lines.append(f"  {n}={shown(getattr(plain, n))}\n      {said}")
+        lines += [f"  {n}={default}\n      {meaning[n]}" for n, default in training_settings().items()]
     return "\n".join(lines)
 
 
-def _harness(tasks: Sequence[str], models: Sequence[str], include: str | None, limit: int | None, js: bool) -> None:
+def _harness(tasks: list[str], models: list[str], include: str | None, limit: int | None, as_json: bool) -> None:
     if not models:
         raise UsageError(f"--lm-eval {','.join(tasks)}: say of which model, such as runs/yaad.")
     if importlib.util.find_spec("lm_eval") is None:
@@ -182,7 +184,7 @@ def _harness(tasks: Sequence[str], models: Sequence[str], include: str | None, l
     from miras.evaluate.harness import harness, table
 
     results = harness([name.strip() for name in tasks], models, include, limit)
-    if js:
+    if as_json:
         typer.echo(json.dumps({model: found["results"] for model, found in results.items()}, indent=2))
         return
     for model, found in results.items():

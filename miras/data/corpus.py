@@ -29,6 +29,13 @@ BLOCK_BYTES = 64 * 1024
 VALIDATION_ONE_IN = 20
 """One document in this many is held out for validation."""
 
+NAMES = {
+    "fineweb-edu": "HuggingFaceFW/fineweb-edu:sample-10BT",
+    "c4": "allenai/c4:en",
+    "wikitext": "Salesforce/wikitext:wikitext-103-raw-v1",
+}
+"""Short names for corpora of arXiv 2504.13173 on the hub. A file or folder that is called so goes before."""
+
 _JSONL = (".jsonl", ".jsonl.gz", ".json.gz")
 _RECORDS = (*_JSONL, ".parquet")
 _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -68,8 +75,8 @@ def load_corpus(spec: str, text_column: str = "text") -> Corpus:
     Args:
         spec: ``stdlib`` (the source of Python's standard library); or a file or folder of UTF-8 text, ``.jsonl``,
             ``.jsonl.gz``, ``.json.gz`` or ``.parquet``; or the id of a dataset on the Hugging Face hub,
-            ``org/name`` or ``org/name:config``, which is streamed. In a folder, records go before text files, and
-            hidden files are not read.
+            ``org/name`` or ``org/name:config``, or a short name for one from ``NAMES``, which is streamed. In a
+            folder, records go before text files, and hidden files are not read.
         text_column: The field that holds the text of a record.
 
     Raises:
@@ -80,12 +87,14 @@ def load_corpus(spec: str, text_column: str = "text") -> Corpus:
         corpus = _stdlib()
     elif path.exists():
         corpus = _local(path, text_column)
+    elif spec in NAMES:
+        corpus = _hub(NAMES[spec], text_column)
     elif _HUB_ID.fullmatch(spec) and not spec.startswith(".") and not spec.endswith((".txt", ".md", ".py", *_RECORDS)):
         corpus = _hub(spec, text_column)
     else:
         raise UsageError(
             f"--data {spec}: there is no such file or folder. Give a file or folder of text, .jsonl or .parquet that "
-            "exists, 'stdlib', or a hub id such as org/name."
+            f"exists, 'stdlib', {', '.join(NAMES)}, or a hub id such as org/name."
         )
     _require_documents(corpus)
     return corpus

@@ -138,16 +138,18 @@ def _about(name: str, task: Task, training: ScratchConfig | None, model: str) ->
         config = dataclasses.replace(training, model=model)
         fields = dataclasses.asdict(config)
         about["training"] = {n: v for n, v in fields.items() if n not in ("model", "seed")}
-        # The rules themselves, since a file may change.
-        return {**about, "model": {"name": model, "mixers": [to_config(mixer) for mixer in config.base.mixers]}}
+        # What stands in a file, since it may change.
+        base = config.base
+        made = {"hidden": base.hidden, "gates": base.gates, "rope": base.rope}
+        return {**about, "model": {"name": model, **made, "mixers": [to_config(mixer) for mixer in base.mixers]}}
     assert isinstance(task, LanguageTask)
     return {**about, "model": {"name": model, "hash": _digest(model)}, "data": load_corpus(task.data).hash}
 
 
 def _digest(model: str) -> str:
-    """Of a model's configuration and weights."""
+    """Of a model's configuration, weights and tokenizer."""
     digest, folder = hashlib.sha256(), model_folder(Path(model))
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for path in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
         with path.open("rb") as file:
             while part := file.read(1 << 20):
                 digest.update(part)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import constants
 from lm_eval import simple_evaluate
@@ -27,9 +27,6 @@ PAPER = (
 """The columns of arXiv 2504.13173, table 2, under the harness' names."""
 
 
-_evaluate: Any = simple_evaluate  # its decorators hide its arguments from type checkers
-
-
 @register_model("miras")
 class MirasLM(HFLM):
     """A model of this library as the harness sees it.
@@ -44,7 +41,7 @@ class MirasLM(HFLM):
     def __init__(self, pretrained: str, batch_size: int = 8, max_length: int = 2048, **options: Any) -> None:
         model, tokenizer = load_model(pretrained)
         where: Any = {"batch_size": batch_size, "max_length": max_length, "device": str(model.device)}
-        init: Any = super().__init__  # likewise
+        init = cast(Any, super().__init__)  # its decorators hide its arguments from type checkers
         init(pretrained=model, tokenizer=tokenizer, **options, **where)
 
 
@@ -72,8 +69,9 @@ def harness(
                 + _like(name, manager)
             )
     loaded = [_loaded(manager, name) for name in names]
-    options: dict[str, Any] = {"tasks": loaded, "limit": limit, "task_manager": manager, "log_samples": False}
-    return {model: _evaluate(MirasLM(model), **options) for model in models}
+    evaluate, load = cast(Any, simple_evaluate), cast(Any, MirasLM)  # likewise
+    options = {"tasks": loaded, "limit": limit, "task_manager": manager, "log_samples": False}
+    return {model: evaluate(load(model), **options) for model in models}
 
 
 def table(results: dict[str, Any]) -> str:

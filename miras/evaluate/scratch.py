@@ -23,12 +23,13 @@ class ScratchConfig:
     """A model that learns a synthetic task, and how.
 
     Args:
-        model: a variant, a pattern of variants, or a .yaml / .json file with a rule (of which nothing else is taken).
+        model: a variant, a pattern of variants, or a .yaml / .json file, of which mixer, hidden, gates and rope count.
         dim: size of the stream.
         layers: number of layers.
         heads: heads of each layer.
         chunk: tokens per chunk; 0: the variant's own.
-        steps: optimizer steps, each with fresh data.
+        steps: optimizer steps, each with fresh data. Recall sets in suddenly, and later the more tokens there are to
+            tell apart: where the loss stands still, take more.
         batch: tokens of a step, about.
         learning_rate: the highest; it rises over a tenth of the steps and falls to a tenth of it along a cosine.
         weight_decay: of the weights of linear maps.
@@ -45,7 +46,7 @@ class ScratchConfig:
     chunk: int = 0
     steps: int = 1000
     batch: int = 4096
-    learning_rate: float = 3e-3
+    learning_rate: float = 5e-3
     weight_decay: float = 0.1
     seed: int = 0
 

@@ -294,6 +294,18 @@ def test_a_hub_dataset_is_streamed(tmp_path, monkeypatch, splits):
     refused("org/name:config", "no column 'body'", "'id', 'text'", text_column="body")
 
 
+def test_short_names_of_the_papers_corpora(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(corpus_module, "_hub", lambda spec, column: asked.append(spec) or load_corpus(str(tmp_path)))
+    (tmp_path / "text.txt").write_text("a\nb\n" * 50)
+    monkeypatch.chdir(tmp_path)
+    load_corpus("wikitext")
+    assert asked == ["Salesforce/wikitext:wikitext-103-raw-v1"]
+    (tmp_path / "c4").mkdir()
+    (tmp_path / "c4" / "text.txt").write_text("a\nb\n" * 50)
+    assert load_corpus("c4").name == "c4" and len(asked) == 1, "a folder goes before the name"
+
+
 # Errors
 
 
