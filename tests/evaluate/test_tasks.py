@@ -182,6 +182,8 @@ def test_settings_are_words_of_a_command_line():
     asked = changed(MQAR(), {"vocabulary": "64", "power": "1e-1", "test": "[64,4],[32,2]", "train": "[32,2]"})
     assert asked == MQAR(vocabulary=64, power=0.1, test=((64, 4), (32, 2)), train=((32, 2),))
     assert changed(Needle(), {"kind": "uuid", "lengths": "512"}) == Needle("uuid", lengths=(512,))
+    depths = changed(Needle(), {"depths": "0,1"}).depths
+    assert [type(depth) for depth in depths] == [float, float], "0 is 0.0, also as a seed of random numbers"
     for asked in TASKS.values():
         given = {f.name: shown(getattr(asked, f.name)) for f in dataclasses.fields(asked)}  # type: ignore[arg-type]
         assert changed(asked, given) == asked

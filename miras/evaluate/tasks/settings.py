@@ -38,28 +38,22 @@ def _value(name: str, text: str, default: Any) -> Any:
     if isinstance(default, str):
         return text
     try:
-        value = _tuples(yaml.safe_load(f"[{text}]" if isinstance(default, tuple) else text))
-        if isinstance(default, float):
-            value = float(text)  # YAML 1.1 reads 3e-3 as a word
-    except (yaml.YAMLError, ValueError):
-        value = None
-    if not _alike(value, default) and not (isinstance(value, tuple) and value and _all_alike(value, default)):
-        raise UsageError(f"--set {name}={text}: expected something like {name}={shown(default)}.")
+        if not isinstance(default, tuple):
+            return _as(yaml.safe_load(text), default)
+        items = yaml.safe_load(f"[{text}]")
+        if not items:
+            raise ValueError
+        return tuple(_as(item, default[0]) for item in items)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UsageError(f"--set {name}={text}: expected something like {name}={shown(default)}.") from error
+
+
+def _as(value: Any, kind: Any) -> Any:
+    """A value that YAML has read, as one of the kind of another; ValueError where it is none."""
+    if isinstance(kind, tuple) and isinstance(value, list) and len(value) == len(kind):
+        return tuple(map(_as, value, kind))
+    if isinstance(kind, float) and type(value) in (int, str):
+        return float(value)  # YAML 1.1 reads 3e-3 as a word
+    if type(value) is not type(kind):
+        raise ValueError
     return value
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
-def _all_alike(values: tuple[Any, ...], default: Any) -> bool:
-    """Whether each is of the kind of the default's items, of which there may be any number."""
-    return isinstance(default, tuple) and all(_alike(value, default[0]) for value in values)
-
-
-def _alike(value: Any, default: Any) -> bool:
-    if isinstance(default, tuple):
-        return isinstance(value, tuple) and len(value) == len(default) and all(map(_alike, value, default))
-    if isinstance(default, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is type(default)
