@@ -52,7 +52,7 @@ def _as(value: Any, kind: Any) -> Any:
     """A value that YAML has read, as one of the kind of another; ValueError where it is none."""
     if isinstance(kind, tuple) and isinstance(value, list) and len(value) == len(kind):
         return tuple(map(_as, value, kind))
-    if isinstance(kind, float) and type(value) in (int, str):
+    if isinstance(kind, float) and isinstance(value, int | str) and not isinstance(value, bool):
         return float(value)  # YAML 1.1 reads 3e-3 as a word
     if type(value) is not type(kind):
         raise ValueError
