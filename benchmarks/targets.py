@@ -28,6 +28,7 @@ from miras.bench.run import machine
 from miras.bench.sizes import Sizes
 from miras.bench.timing import Timing, alternate, machine_calls, machine_speed
 from miras.errors import MirasError
+from miras.hf import MirasConfig, MirasForCausalLM
 from miras.train.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "cpu.md"
@@ -224,6 +225,37 @@ def decoding(scale: Scale, told: Callable[[str], None]) -> tuple[list[dict[str, 
     return rows, targets
 
 
+@torch.no_grad()
+def generating(scale: Scale, told: Callable[[str], None]) -> list[Target]:
+    """A token of `generate` against one step of each layer alone, from the same states."""
+    sizes, calls, new = scale.model, {}, 32
+    for name in DEEP:
+        config = {"hidden_size": sizes.dim, "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads}
+        model: Any = MirasForCausalLM(MirasConfig(mixer=name, chunk=scale.chunks[0], **config)).eval()
+        prompt = torch.randint(256, (1, 64), generator=torch.Generator().manual_seed(0))
+        states = model(prompt, use_cache=True).past_key_values.states()
+        layers, one = [block.mixer for block in model.model.backbone.blocks], torch.randn(1, 1, sizes.dim)
+
+        def steps(layers: Any = layers, states: Any = states, one: Any = one) -> None:
+            for layer, state in zip(layers, states, strict=True):
+                torch.no_grad()(layer)(one, state)
+
+        def text(model: Any = model, prompt: Any = prompt, more: int = 1) -> None:
+            model.generate(prompt, max_new_tokens=more, min_new_tokens=more, do_sample=False, pad_token_id=0)
+
+        calls |= {f"{name}, layers": steps, f"{name}, one token": text}
+        calls[f"{name}, more tokens"] = lambda text=text: text(more=1 + new)
+    found = {name: timing.median for name, timing in alternate(calls, 2 * scale.rounds, told=told).items()}
+    targets = []
+    for name in DEEP:
+        token = (found[f"{name}, more tokens"] - found[f"{name}, one token"]) / new
+        layer = found[f"{name}, layers"]
+        what = f"tiny {name.capitalize()}, a token of `generate` against one step of its layers: time"
+        note = f"{1000 * token:.2f} against {1000 * layer:.2f} ms"
+        targets.append(Target(what, token / layer, 1.5, least=False, note=note))
+    return targets
+
+
 def page(parts: Sequence[Measured], decoded: list[dict[str, Any]], targets: list[Target], command: str) -> str:
     """The page of results."""
     here, size = machine("cpu"), parts[0].cases["yaad"][1]
@@ -287,6 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Target]:
             measured, found = part(scale, steps)
             parts.append(measured)
             targets += found
+        targets += generating(scale, steps)
         decoded, found = decoding(scale, steps)
     targets += found
     text = page(parts, decoded, targets, shlex.join(["python", "benchmarks/targets.py", *given]))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from miras.attention import Attention, CacheState
-from miras.engines import block, chunk, exact, fla
+from miras.engines import block, chunk, exact, fla, triton
 from miras.errors import UsageError, near
 from miras.gates import BETA, GAMMA, Gate, hole
 from miras.layout import Layout, layout
@@ -24,7 +24,7 @@ from miras.recurrence import recurrence
 from miras.rule import Gates, Rule, State
 from miras.weights import ROWS
 
-CPU = torch.device("cpu")
+Pair = tuple[Tensor, Tensor]
 
 
 class Engine(NamedTuple):
@@ -33,13 +33,14 @@ class Engine(NamedTuple):
     Attributes:
         name: for `engine=`.
         about: one line for people.
-        refuses: (rule, gates or None, device of the tensors) -> why it cannot run the rule, or None.
+        refuses: (rule, gates or None, (k, v) or None) -> why it cannot run the rule, or None. Without keys and values
+            they are taken to be on a CPU.
         run: (rule, state, q, k, v, gates, layout) -> (y, state).
     """
 
     name: str
     about: str
-    refuses: Callable[[Rule, Gates | None, torch.device], str | None]
+    refuses: Callable[[Rule, Gates | None, Pair | None], str | None]
     run: Callable[..., tuple[Tensor, Any]]
 
 
@@ -58,30 +59,36 @@ ENGINES = (
     Engine("fla", "flash-linear-attention's kernel for this linear memory", fla.refuses, fla.run),
     Engine("exact", "exact parallel form of a linear memory at chunk 1, by tiles", exact.refuses, exact.run),
     Engine("block", "one step a chunk, its gradients in one pass", block.refuses, block.run),
+    Engine("triton", "all chunks of a deep memory in one kernel", triton.refuses, triton.run),
     Engine("chunk", "a chunk at a time by matrix products", chunk.refuses, chunk.run),
-    Engine("recurrence", "the definition, token by token", lambda rule, gates, device: None, _token_loop),
+    Engine("recurrence", "the definition, token by token", lambda *_: None, _token_loop),
 )
 
 
-def explain(rule: Rule, gates: Gates | None = None, device: torch.device = CPU) -> dict[str, str]:
-    """What each engine says of a rule (with these gates, on this device), in order of preference: "chosen", "possible"
+def explain(rule: Rule, gates: Gates | None = None, tokens: Pair | None = None) -> dict[str, str]:
+    """What each engine says of a rule (with these gates, keys and values), in order of preference: "chosen", "possible"
     or the reason why it cannot run it.
     """
     said = {}
     for engine in ENGINES:
-        reason = engine.refuses(rule, gates, device)
+        reason = engine.refuses(rule, gates, _on_gpu(tokens))
         said[engine.name] = reason or ("possible" if "chosen" in said.values() else "chosen")
     return said
 
 
-def plan(rule: Rule, engine: str | Engine = "auto", gates: Gates | None = None, device: torch.device = CPU) -> Engine:
+def _on_gpu(tokens: Pair | None) -> Pair | None:
+    """Keys and values if they are on CUDA: nobody wants Triton's interpreter who has not asked for it."""
+    return tokens if tokens and tokens[1].is_cuda else None
+
+
+def plan(rule: Rule, engine: str | Engine = "auto", gates: Gates | None = None, tokens: Pair | None = None) -> Engine:
     """The engine that runs a rule on more than one token.
 
     Args:
         rule: the rule.
         engine: a name, "auto" for the first that can run it, or an engine of one's own.
         gates: the gates it will get, where known: per-channel gates rule some engines out.
-        device: where the tensors will be.
+        tokens: the keys and values it will get, where known: kernels want them on CUDA and of certain sizes.
 
     Raises:
         UsageError: an unknown engine, or one that cannot run the rule, with the reason.
@@ -89,10 +96,10 @@ def plan(rule: Rule, engine: str | Engine = "auto", gates: Gates | None = None, 
     if isinstance(engine, Engine):
         return engine
     if engine == "auto":
-        return next(e for e in ENGINES if e.refuses(rule, gates, device) is None)
+        return next(e for e in ENGINES if e.refuses(rule, gates, _on_gpu(tokens)) is None)
     for candidate in ENGINES:
         if candidate.name == engine:
-            if reason := candidate.refuses(rule, gates, device):
+            if reason := candidate.refuses(rule, gates, tokens):
                 raise UsageError(f"engine {engine!r} cannot run this rule: {reason}. Write engine='auto'.")
             return candidate
     raise UsageError(
@@ -158,7 +165,7 @@ def run(
     if where.dense and q.shape[1] == 1 and engine == "auto":
         chosen = ENGINES[-1]
     else:
-        chosen = plan(mixer, engine, gates, v.device)
+        chosen = plan(mixer, engine, gates, (k, v))
     inner = {"q": q, "k": k, "v": v, **gates}
     inner = {n: x.to(dtype) for n, x in inner.items()}
     recent: dict[str, Tensor] = {}

@@ -14,9 +14,9 @@ from miras.rule import Gates, Rule, State, token
 from miras.weights import Leaf, Outer
 
 
-def refuses(rule: Rule, gates: Gates | None, device: torch.device) -> str | None:
-    """Why this engine cannot run a rule, or None; it takes any gates, on any device."""
-    del gates, device
+def refuses(rule: Rule, gates: Gates | None = None, tokens: object = None) -> str | None:
+    """Why this engine cannot run a rule, or None; it takes any gates."""
+    del gates, tokens
     return None if rule.step_at == "chunk" else "the rule takes a step for every token"
 
 

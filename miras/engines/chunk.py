@@ -28,9 +28,9 @@ SEGMENT = 256
 LARGE: float = 1 << 30
 
 
-def refuses(rule: Rule, gates: Gates | None, device: torch.device) -> str | None:
-    """Why this engine cannot run a rule, or None; it takes any gates, on any device."""
-    del gates, device
+def refuses(rule: Rule, gates: Gates | None = None, tokens: object = None) -> str | None:
+    """Why this engine cannot run a rule, or None; it takes any gates."""
+    del gates, tokens
     if not isinstance(rule.retention, MirrorRetention):
         return f"{rule.retention} is not linear in dual coordinates"
     if not isinstance(rule.algorithm, LinearAlgorithm):

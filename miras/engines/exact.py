@@ -38,9 +38,9 @@ from miras.weights import decayed_scores, decayed_sum, matmul, matmul_add, mv
 TILE = 32
 
 
-def refuses(rule: Rule, gates: Gates | None, device: torch.device) -> str | None:
-    """Why this engine cannot run a rule (with these gates), or None; it runs on any device."""
-    del device
+def refuses(rule: Rule, gates: Gates | None = None, tokens: object = None) -> str | None:
+    """Why this engine cannot run a rule (with these gates), or None."""
+    del tokens
     if rule.chunk != 1:
         return f"it is for chunk 1, the rule has chunk {rule.chunk}"
     if not isinstance(rule.memory, Linear | Vector):

@@ -30,7 +30,6 @@ from torch import Tensor
 
 from miras.algorithm import GradientDescent, Implicit, LeastSquares
 from miras.bias import L2, Dot, Erase
-from miras.errors import UsageError
 from miras.layout import Layout
 from miras.memory import Linear
 from miras.retention import EuclideanRetention
@@ -138,9 +137,10 @@ KERNELS = (
 GATES = ("g", "gk", "beta", "lamb")
 
 
-def refuses(rule: Rule, gates: Gates | None, device: torch.device) -> str | None:
-    """Why this engine cannot run a rule (with these gates, on tensors of this device), or None."""
-    return _unsuited(rule, _channels(rule, gates)) or _unavailable(device)
+def refuses(rule: Rule, gates: Gates | None = None, tokens: tuple[Tensor, Tensor] | None = None) -> str | None:
+    """Why this engine cannot run a rule (with these gates, keys and values), or None."""
+    channels = _channels(rule, gates)
+    return _unsuited(rule, channels) or _unavailable(tokens) or _too_wide(rule, channels, tokens)
 
 
 def _unsuited(rule: Rule, channels: set[str]) -> str | None:
@@ -159,8 +159,22 @@ def _unsuited(rule: Rule, channels: set[str]) -> str | None:
     return "it needs gates per head or per key channel" if channels and rule.memory.gated != "keys" else None
 
 
-def _unavailable(device: torch.device) -> str | None:
-    if device.type != "cuda":
+def _too_wide(rule: Rule, channels: set[str], tokens: tuple[Tensor, Tensor] | None) -> str | None:
+    if tokens is None:
+        return None
+    kernel, (d_k, d_v) = _kernel(rule, channels), (x.shape[-1] for x in tokens)
+    widest, square = kernel.widest or d_k, len(kernel.states) > 1
+    if d_k <= widest and (d_k == d_v or not square):
+        return None
+    return f"{kernel.name} takes d_k up to {widest}{' and d_v = d_k' if square else ''}, not {d_k} and {d_v}"
+
+
+def _kernel(rule: Rule, channels: set[str]) -> Kernel:
+    return next(kernel for kernel in KERNELS if kernel.suits(rule, channels))
+
+
+def _unavailable(tokens: tuple[Tensor, Tensor] | None) -> str | None:
+    if tokens is None or not tokens[1].is_cuda:
         return "it needs tensors on a GPU"
     if not INSTALLED:
         return "it needs flash-linear-attention: pip install fla-core"
@@ -180,19 +194,8 @@ def load(name: str) -> Callable[..., Any]:
 
 
 def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:
-    """Same contract as the chunk engine's `run`.
-
-    Raises:
-        UsageError: sizes of heads that the kernel does not have.
-    """
-    channels = _channels(rule, gates)
-    kernel = next(kernel for kernel in KERNELS if kernel.suits(rule, channels))
-    widest, square = kernel.widest or k.shape[-1], len(kernel.states) > 1
-    if k.shape[-1] > widest or (square and k.shape[-1] != v.shape[-1]):
-        raise UsageError(
-            f"engine 'fla': {kernel.name} takes d_k up to {widest}{' and d_v = d_k' if square else ''}, got "
-            f"d_k = {k.shape[-1]}, d_v = {v.shape[-1]}. Write engine='exact'."
-        )
+    """Same contract as the chunk engine's `run`."""
+    kernel = _kernel(rule, _channels(rule, gates))
     x = _inputs(rule, {"q": q, "k": k, "v": v, **gates}, where)
     dtype, device = q.dtype, q.device.type
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype

@@ -60,7 +60,7 @@ class Lq(SlopedRetention):
         factor = self._factor(origin, leaf)
         if self.link == "paper":
             return factor * origin, factor
-        weights = factor * origin * ((origin / self._unit(leaf)).square() + EPS).pow((self.q - 2) / 2)
+        weights = factor * origin * ((origin / self.unit(leaf)).square() + EPS).pow((self.q - 2) / 2)
         # The secant: the multiple of O nearest to link(O).
         power = origin.square().sum((-2, -1), keepdim=True)
         return weights, ((origin * weights).sum((-2, -1), keepdim=True) + EPS) / (power + EPS)
@@ -68,10 +68,10 @@ class Lq(SlopedRetention):
     def _factor(self, dual: Tensor, leaf: Leaf) -> Tensor:
         # A power of the square is several times faster for q = 4; below 2 it has no derivative at 0.
         power = dual.square().pow(self.q / 2) if self.q >= 2 else dual.abs().pow(self.q)
-        mean = power.mean((-2, -1), keepdim=True) / self._unit(leaf) ** self.q
+        mean = power.mean((-2, -1), keepdim=True) / self.unit(leaf) ** self.q
         return (mean + EPS).pow((2 - self.q) / self.q)
 
-    def _unit(self, leaf: Leaf) -> float:
+    def unit(self, leaf: Leaf) -> float:
         """S = std (E|N(0,1)|^q)^(1/q)."""
         moment = 2 ** (self.q / 2) * math.gamma((self.q + 1) / 2) / math.sqrt(math.pi)
         return leaf.std * moment ** (1 / self.q)

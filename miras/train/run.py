@@ -271,10 +271,11 @@ def _label(mixer: Mixer) -> str:
     return f"{label}, chunk {mixer.chunk}" if isinstance(mixer, Rule) else label
 
 
-def _engine(rule: Rule, bf16: bool) -> str:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # as the Trainer chooses
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        engine = plan(rule, device=device)
+def _engine(rule: Rule, config: TrainConfig) -> str:
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # as the Trainer chooses
+    head = torch.empty(1, 1, 1, config.dim // config.heads, device=device)
+    with torch.autocast(device, torch.bfloat16, enabled=config.bf16):
+        engine = plan(rule, tokens=(head, head))
     return f"{engine.name}, {engine.about}"
 
 
@@ -283,7 +284,7 @@ def _headline(model: MirasForCausalLM, config: TrainConfig, data: _Data) -> None
     shape = f"{config.layers} layers of {config.dim} with {config.heads} heads"
     say(f"{config.model}: {model.num_parameters():,} parameters, {shape}")
     for mixer in dict.fromkeys(config.mixers):
-        said = _engine(mixer, config.bf16) if isinstance(mixer, Rule) else "PyTorch's attention"
+        said = _engine(mixer, config) if isinstance(mixer, Rule) else "PyTorch's attention"
         say(f"mixer      {_label(mixer)}\nengine     {said}")
     say(
         f"data       {about['name']}: {about['train_tokens']:,} tokens to train on, {about['validation_tokens']:,} "

@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -140,7 +141,7 @@ def called(monkeypatch):
         return kernel
 
     monkeypatch.setattr(fla, "load", load)
-    monkeypatch.setattr(fla, "_unavailable", lambda device: None)
+    monkeypatch.setattr(fla, "_unavailable", lambda tokens: None)
     return seen
 
 
@@ -235,20 +236,28 @@ def test_gates_per_value_channel_are_refused():
     assert "per key channel" in miras.explain(rule, gates)["fla"]
 
 
+def on_a_gpu(size):
+    """As much of keys and values on a GPU as there is to see without one."""
+    return (SimpleNamespace(is_cuda=True, shape=(1, 1, 1, size)),) * 2
+
+
 def test_on_a_gpu_it_stands_first_under_autocast(monkeypatch):
-    gpu, rule = torch.device("cuda"), variant("gated_deltanet")
-    assert "autocast" in miras.explain(rule, device=gpu)["fla"] and miras.plan(rule, device=gpu).name == "exact"
+    rule = variant("gated_deltanet")
+    assert "autocast" in miras.explain(rule, tokens=on_a_gpu(64))["fla"]
+    assert miras.plan(rule, tokens=on_a_gpu(64)).name == "exact"
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: True)
-    assert miras.plan(rule, device=gpu).name == "fla"
+    assert miras.plan(rule, tokens=on_a_gpu(64)).name == "fla"
+    assert "d_k up to 256" in miras.explain(rule, tokens=on_a_gpu(512))["fla"]
+    assert miras.plan(rule, tokens=on_a_gpu(512)).name == "exact"
     monkeypatch.setattr(fla, "INSTALLED", False)
-    assert "pip install fla-core" in miras.explain(rule, device=gpu)["fla"]
+    assert "pip install fla-core" in miras.explain(rule, tokens=on_a_gpu(64))["fla"]
 
 
 def test_sizes_that_a_kernel_does_not_have(called):
     rule = variant("mesa")
     tokens = draw_tokens(rule, d_v=6)
     weights, slow = draw_memory(rule, d_v=6)
-    with pytest.raises(UsageError, match=r"d_v = d_k, got d_k = 4, d_v = 6. Write engine='exact'"):
+    with pytest.raises(UsageError, match=r"d_v = d_k, not 4 and 6. Write engine='auto'"):
         call(rule, tokens, rule.init(weights, slow, batch=2), engine="fla")
     assert not called
 

@@ -1,0 +1,75 @@
+"""Kernels in Triton for NVIDIA GPUs, and what they can run.
+
+Triton is optional: without it this module can be imported and refuses every rule.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from miras.algorithm import Implicit, LeastSquares, LinearAlgorithm
+from miras.engines.triton.model import bias_name, link_name
+from miras.memory import MLP
+from miras.rule import Gates, Rule, State
+
+# PyTorch for CPUs has no use of it but to be tested, and importing it takes a while.
+if find_spec("triton") and (torch.version.cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+    from miras.engines.triton import engine, parts
+
+    INTERPRETED = bool(parts.INTERPRETED)
+else:
+    engine, INTERPRETED = None, False
+
+# Head sizes that fill tiles, and the longest chunk that a program holds.
+HEADS, LONGEST = (16, 32, 64, 128), 128
+
+
+def run(rule: Rule, state: State, *given: Any) -> tuple[Tensor, State]:
+    """See `engine.run`."""
+    assert engine is not None  # else `refuses` has said so
+    return engine.run(rule, state, *given)
+
+
+def refuses(rule: Rule, gates: Gates | None = None, tokens: tuple[Tensor, Tensor] | None = None) -> str | None:
+    """Why the kernels cannot run a rule, or None. Without keys and values they are taken to be on a CPU."""
+    del gates
+    return next(_reasons(rule, tokens), None)
+
+
+def _reasons(rule: Rule, tokens: tuple[Tensor, Tensor] | None) -> Iterator[str]:
+    memory, algorithm = rule.memory, rule.algorithm
+    if not (isinstance(memory, MLP) and memory.layers == 2 and not memory.bias):
+        yield f"its kernels are for an MLP of 2 layers without fast biases, not {memory}"
+    if not bias_name(rule):
+        yield f"its kernels do not know the gradient of {rule.bias}"
+    if not link_name(rule):
+        yield f"its kernels do not know the link of {rule.retention}"
+    if link_name(rule) != "identity" and rule.link_at == "token" and rule.chunk > 1:
+        yield "its kernels have links at chunks only, link_at='chunk'"
+    own = isinstance(algorithm, Implicit | LeastSquares) or algorithm.resets or algorithm.slots > 1
+    if own or not isinstance(algorithm, LinearAlgorithm):
+        yield f"its kernels do not know {algorithm}"
+    if rule.gradient_at != "previous":
+        yield "its kernels take gradients at the memory before the chunk, gradient_at='previous'"
+    if rule.first_order:
+        yield "their derivative is of second order"
+    if rule.window > 1 or rule.step_at == "chunk":
+        yield "its kernels sum no losses of a window and take a step for every token"
+    if rule.chunk > LONGEST:
+        yield f"at chunks above {LONGEST} plain matrix products are as good"
+    if tokens is None or not (tokens[1].is_cuda or INTERPRETED):
+        yield "its kernels run on CUDA, and the tensors are on a CPU"
+        return
+    if engine is None:
+        yield "Triton is not installed: pip install 'miras[kernels]'"
+    k, v = tokens
+    if not k.shape[-1] == v.shape[-1] or v.shape[-1] not in HEADS:
+        yield f"its kernels are for heads of {', '.join(map(str, HEADS))}, not of {k.shape[-1]} and {v.shape[-1]}"
+    if v.is_cuda and v.dtype == torch.float64:
+        yield "its kernels compute in float32"

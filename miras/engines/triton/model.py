@@ -1,0 +1,113 @@
+"""What of a rule the kernels are compiled for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+from miras.bias import L1, L2, Dot, Huber, Lp, Robust
+from miras.memory import MLP
+from miras.retention import KL, EuclideanRetention, Lq
+from miras.retention.base import mass
+from miras.rule import Rule
+from miras.weights import Leaf
+
+
+@dataclass(frozen=True)
+class Model:
+    """A rule with an MLP of two layers in plain words and numbers, which a constexpr and an operator's argument can be.
+
+    Attributes:
+        activation: name of s.
+        norm: LN behind the matrices.
+        residual: keys are added behind it.
+        bias: name of the bias, see `bias.gradient`.
+        p: exponent of the bias.
+        sharpness: of the paper's l_p.
+        clip: gradients of a token are shortened to norm sqrt(d).
+        link: name of the link, see `link.weight`.
+        q: exponent of the link.
+        unit1: of W1, the sum c of KL's slices or the s of Lq.
+        unit2: of W2.
+        rate1: what the learning rate of W1 is scaled by.
+        rate2: of W2.
+        home: states are relative to the initial memory.
+        slots: tensors of its own that the algorithm carries for each matrix.
+    """
+
+    activation: str
+    norm: bool
+    residual: bool
+    bias: str
+    p: float
+    sharpness: float
+    clip: bool
+    link: str
+    q: float
+    unit1: float
+    unit2: float
+    rate1: float
+    rate2: float
+    home: bool
+    slots: int
+
+    @classmethod
+    def of(cls, rule: Rule, leaves: dict[str, Leaf]) -> Model:
+        """The model of a rule that the engine does not refuse."""
+        memory, bias, retention = rule.memory, rule.bias, rule.retention
+        assert isinstance(memory, MLP)
+        w1, w2 = leaves["w1"], leaves["w2"]
+        p, sharpness = (
+            (bias.p if isinstance(bias, Lp) else 1.0, bias.sharpness) if isinstance(bias, Lp | L1) else (0.0, 0.0)
+        )
+        q, units = 0.0, (1.0, 1.0)
+        if isinstance(retention, KL):
+            units = mass(w1), mass(w2)
+        elif isinstance(retention, Lq):
+            q, units = retention.q, (retention.unit(w1), retention.unit(w2))
+        return cls(
+            memory.activation,
+            memory.norm,
+            memory.residual,
+            bias_name(rule),
+            p,
+            sharpness,
+            bool(bias.clip),
+            link_name(rule),
+            q,
+            *units,
+            rule.rate(w1),
+            rule.rate(w2),
+            retention.to == "initial",
+            rule.algorithm.slots,
+        )
+
+    def __str__(self) -> str:
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    @lru_cache
+    def parse(text: str) -> Model:
+        """The inverse of `str`."""
+        return Model(**json.loads(text))
+
+
+def bias_name(rule: Rule) -> str:
+    """The name of the device functions of a rule's bias, "" where there are none."""
+    bias = rule.bias
+    if isinstance(bias, Lp | L1):
+        return f"lp_{bias.form}"
+    if isinstance(bias, Huber):
+        return f"huber_{bias.form}"
+    return {Dot: "dot", L2: "l2", Robust: "robust"}.get(type(bias), "")
+
+
+def link_name(rule: Rule) -> str:
+    """The name of the device functions of a rule's link, "" where there are none."""
+    retention = rule.retention
+    if isinstance(retention, EuclideanRetention):
+        return "identity"
+    if isinstance(retention, Lq) and retention.q >= 2:
+        return f"lq_{retention.link}"
+    return "kl" if isinstance(retention, KL) else ""

@@ -1,0 +1,26 @@
+"""Kernels compiled ahead of time for an H200, which needs no GPU but a process that does not interpret them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernels.py"
+
+
+def table(*arguments):
+    environment = {n: x for n, x in os.environ.items() if n != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()[2:]
+
+
+def test_the_kernels_fit_an_h200():
+    assert [row.split(" | ")[3] for row in table("--quick")] == ["learn", "learn_back"]
+
+
+@pytest.mark.slow
+def test_every_variant_fits_an_h200():
+    assert len(table()) > 80
