@@ -180,7 +180,7 @@ def linearised(
 
 def read_chunks(rule: Rule, leaves: dict[str, Leaf], learned: Learned, read: Read) -> Tensor:
     """Outputs [M, H, C, d_v] of any number of chunks at once."""
-    weights = {n: _read_weight(rule, leaf, learned, n, read.coefficients[n]) for n, leaf in leaves.items()}
+    weights = {n: read_weight(rule, leaf, learned, n, read.coefficients[n]) for n, leaf in leaves.items()}
     return rule.read(weights, read.q, learned.before.slow)
 
 
@@ -197,7 +197,7 @@ def _decayed(leaves: dict[str, Leaf], state: State, chunk: Write) -> tuple[Weigh
     return weights, origin
 
 
-def _read_weight(rule: Rule, leaf: Leaf, learned: Learned, name: str, rows: Tensor | Decay) -> Weight:
+def read_weight(rule: Rule, leaf: Leaf, learned: Learned, name: str, rows: Tensor | Decay) -> Weight:
     """What each token of a chunk reads with, W_t."""
     before, grad = learned.before, learned.grad[name]
     bases = (before.dual[name], *before.slots[name])

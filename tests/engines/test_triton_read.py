@@ -1,9 +1,15 @@
 """Fused reads, in Triton's interpreter, are those of plain PyTorch: outputs and the gradients of all that goes in."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import assert_same
+from torch.autograd import grad
+from torch.utils.flop_counter import FlopCounterMode
 
 from miras import algorithm, bias, memory, retention
 from miras.engines.triton import read as fused
@@ -50,6 +56,8 @@ def problem(r: Rule, d_k=D, d_v=D, aligned=True):
 
 
 def outputs(r: Rule, leaves, given, function):
+    """What a function with the arguments of `read_chunks` makes of it."""
+
     def of(part):
         return {n: given[f"{part} {n}"] for n in leaves if f"{part} {n}" in given}
 
@@ -58,22 +66,27 @@ def outputs(r: Rule, leaves, given, function):
     slots = {n: tuple(given[f"{j} {n}"] for j in range(1, 1 + r.algorithm.slots)) for n in leaves}
     slow = {n: given[n] for n in r.slow(D, D)}
     state = State(dual, slots, origin, torch.zeros(CHUNKS, dtype=torch.int64), of("home"), slow)
-    grad = {n: Outer(given[f"left {n}"], given[f"right {n}"]) for n in leaves}
+    factors = {n: Outer(given[f"left {n}"], given[f"right {n}"]) for n in leaves}
     links = linearised(r, leaves, origin, of("home")) if r.link_at == "chunk" else {}
     read = Read(given["q"], of("rows"))
-    return function(r, leaves, Learned(state, grad, links), read)
+    return function(r, leaves, Learned(state, factors, links), read)
 
 
-def assert_same_reads(r: Rule, tolerance=1e-10, **more):
+def both(r: Rule, leaves, given):
+    """Outputs of the kernels and of plain PyTorch."""
+    return [outputs(r, leaves, given, function) for function in (fused.read, read_chunks)]
+
+
+def assert_same_reads(r: Rule, **more):
     leaves, given = problem(r, **more)
-    expected, got = (outputs(r, leaves, given, f) for f in (read_chunks, fused.read))
-    assert_same(got, expected, tolerance, "y")
+    assert outputs(r, leaves, given, fused.serves)
+    got, expected = both(r, leaves, given)
+    assert_same(got, expected, 1e-10, "y")
     u = torch.randn_like(expected)
-    plain, ours = (torch.autograd.grad(y, list(given.values()), u) for y in (expected, got))
-    for name, a, b in zip(given, ours, plain, strict=True):
-        if name.startswith("rows"):
+    for name, a, b in zip(given, *(grad(y, list(given.values()), u) for y in (got, expected)), strict=True):
+        if name.startswith("rows"):  # above the diagonal they are constants, which plain PyTorch does not know
             a, b = (torch.cat([x[..., : -r.chunk, 0], x[..., -r.chunk :, 0].tril()], -1) for x in (a, b))
-        assert_same(a, b, tolerance, f"gradient of {name}")
+        assert_same(a, b, 1e-10, f"gradient of {name}")
 
 
 CASES = {
@@ -84,7 +97,7 @@ CASES = {
     "gelu_tanh, no norm": rule(memory.MLP(activation="gelu_tanh", norm=False)),
     "silu, no residual": rule(memory.MLP(activation="silu", residual=False, expansion=3)),
     "a chunk of 11": rule(chunk=11),
-    "two programs a chunk": rule(chunk=80, gate=retention.L2(to="initial")),
+    "two programs a chunk": rule(memory.MLP(expansion=1), retention.L2(to="initial"), chunk=80),
     "KL": rule(gate=retention.KL()),
     "KL to the initial memory": rule(gate=retention.KL(to="initial"), learner=algorithm.Momentum()),
     "Lq": rule(gate=retention.Lq()),
@@ -95,3 +108,130 @@ CASES = {
 @pytest.mark.parametrize("r", CASES.values(), ids=CASES)
 def test_reads_are_those_of_the_chunk_engine(r):
     assert_same_reads(r)
+
+
+def test_reads_where_a_chunk_began_in_an_earlier_call():
+    assert_same_reads(rule(gate=retention.KL(to="initial"), learner=algorithm.Momentum()), aligned=False)
+
+
+def test_keys_and_values_of_two_sizes():
+    assert_same_reads(rule(memory.MLP(residual=False, expansion=1)), d_k=32)
+
+
+def test_holes_are_those_of_the_chunk_engine():
+    r = rule(gate=retention.L2(to="initial"))
+    leaves, given = problem(r)
+    for n in leaves:  # a token that is none: it has no weight, and what it reads is nobody's
+        given[f"rows {n}"] = given[f"rows {n}"].detach().clone().index_fill_(3, torch.tensor([4, 5]), 0.0)
+    assert_same(*both(r, leaves, given), 1e-10)
+
+
+def test_gradients_that_are_expanded_and_float32():
+    r = rule()
+    leaves, given = problem(r)
+    given = {n: x.detach().float().requires_grad_() for n, x in given.items()}
+    got, expected = ([y, *grad(y.sum(), list(given.values()))] for y in both(r, leaves, given))
+    for name, a, b in zip(["y", *given], got, expected, strict=True):
+        if not name.startswith("rows"):
+            assert_same(a, b, 1e-4, name)
+
+
+def test_products_follow_autocast():
+    r = rule(gate=retention.L2(to="initial"))
+    leaves, given = problem(r)
+    given = {n: x.detach().float().requires_grad_() for n, x in given.items()}
+    exact = outputs(r, leaves, given, read_chunks)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = outputs(r, leaves, given, fused.read)
+    u = torch.randn_like(y)
+    for a, b in zip(
+        [y, *grad(y, list(given.values()), u)], [exact, *grad(exact, list(given.values()), u)], strict=True
+    ):
+        if a.shape[-1] > 1:  # without those of coefficients, above the diagonal of which there is nothing
+            assert a.dtype == torch.float32 and (a - b).norm() < 2e-2 * b.norm()
+    assert (y - exact).norm() > 1e-5 * exact.norm()
+
+
+def test_the_operator_is_one_of_pytorch():
+    p = fused.Problem(4, 16, 16, 16, 1, True, True, True, "silu", torch.float64)
+    flat = [torch.randn_like(x).requires_grad_() for x in fused.example(p).flat]
+    torch.library.opcheck(fused.fused, (flat, p.bases, p.home, p.residual, p.activation, p.operands))
+
+
+def test_flops_are_those_of_the_products():
+    r = rule()
+    leaves, given = problem(r)
+    found = []
+    for function in (read_chunks, fused.read):
+        with FlopCounterMode(display=False) as counter:
+            y = outputs(r, leaves, given, function)
+            forward = counter.get_total_flops()
+            y.sum().backward()
+        found.append((forward, counter.get_total_flops()))
+    (plain, plain_all), (ours, ours_all) = found
+    assert ours == plain and plain_all < ours_all < 1.4 * plain_all  # some are computed again
+
+
+@pytest.mark.parametrize(
+    "r",
+    [
+        rule(memory.MLP(layers=3)),
+        rule(memory.MLP(bias=True)),
+        rule(memory.SwiGLU()),
+        rule(gate=retention.KL(), link_at="token"),
+        rule(window=3),
+    ],
+    ids=str,
+)
+def test_what_is_left_to_the_chunk_engine(r):
+    leaves, given = problem(r)
+    assert not outputs(r, leaves, given, fused.serves)
+
+
+# Launches compile and stop there; then each variant: kernel, bytes spilled, shared memory, matrix instructions.
+COMPILE = """
+import subprocess, sys, tempfile
+from pathlib import Path
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver, jit
+from miras.engines.triton import read
+
+class H200:
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+
+driver.set_active(H200())
+launch = jit.JITFunction.run
+def compile_only(kernel, *given, grid, warmup, **named):
+    built = launch(kernel, *given, grid=grid, warmup=True, **named)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(built.asm["cubin"])
+        used, code = (
+            subprocess.run([tool, how, file.name], capture_output=True, text=True, check=True).stdout
+            for how in ("--dump-resource-usage", "-sass")
+        )
+    spilled = used.split("STACK:")[1].split()[0]
+    print(kernel.__name__, spilled, built.metadata.shared, code.count("HGMMA.") + code.count("HMMA."), flush=True)
+jit.JITFunction.run = compile_only
+tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+for problem in read.variants():
+    if sys.argv[1] in ("all", f"{problem.chunk},{problem.d_k},{problem.bases}"):
+        given = read.example(problem)
+        task = given.flat, problem.bases, problem.home, problem.residual, problem.activation, problem.operands
+        y, z = read.fused(*task)
+        read.fused_backward(y, z, *task)
+"""
+
+
+@pytest.mark.parametrize("which", ["16,32,1", pytest.param("all", marks=pytest.mark.slow)])
+def test_kernels_fit_an_h200(which):
+    environment = {n: x for n, x in os.environ.items() if n != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE, which], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    rows = [row.split() for row in done.stdout.splitlines()]
+    assert len(rows) == (4 * len(list(fused.variants())) if which == "all" else 4)
+    for kernel, spilled, shared, products in rows:
+        assert spilled == "0" and int(shared) <= 232_448 and int(products) > 0, kernel

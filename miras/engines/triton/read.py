@@ -11,9 +11,12 @@ form of a link within a chunk, `Linearised`, is a sum of the same kind: link(O) 
 slope and mean are in the bases and factors before they come here, by autograd.
 """
 
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,7 +36,7 @@ from miras.engines.triton.parts import (
     product,
     slope,
 )
-from miras.engines.unroll import Learned, Read, _read_weight
+from miras.engines.unroll import Learned, Read, read_weight
 from miras.memory import MLP
 from miras.retention import EuclideanRetention
 from miras.rule import Rule
@@ -77,15 +80,15 @@ def _scores(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     D: tl.constexpr,
+    SOME: tl.constexpr,
     LIMIT: tl.constexpr,
     OPERAND: tl.constexpr,
     SUM: tl.constexpr,
 ):
-    """Rows t of a times rows s of b, 64 channels at a time."""
-    BLOCK: tl.constexpr = min(D, 64)
+    """Rows t of a times rows s of b, some channels at a time."""
     total = tl.zeros([ROWS, COLUMNS], SUM)
-    for begin in range(0, D, BLOCK):
-        d = begin + tl.arange(0, BLOCK)
+    for begin in range(0, D, SOME):
+        d = begin + tl.arange(0, SOME)
         total = add_product(total, _load(a, t, d, D, LIMIT), tl.trans(_load(b, s, d, D, LIMIT)), OPERAND)
     return total
 
@@ -157,10 +160,10 @@ def _forward(
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
+    LIMIT: tl.constexpr,
     OPERAND: tl.constexpr,
     SUM: tl.constexpr,
 ):
-    LIMIT: tl.constexpr = 0 if TOKENS == C else C
     here, head = tl.program_id(0).to(tl.int64), tl.program_id(0) % heads
     t, s = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, TOKENS)
     i, o = tl.arange(0, D_K), tl.arange(0, D_V)
@@ -169,7 +172,7 @@ def _forward(
     right1, left2 = right1 + here * C * HIDDEN, left2 + here * C * HIDDEN
     coef1, coef2 = coef1 + here * C * (BASES + C), coef2 + here * C * (BASES + C)
 
-    scores2 = _scores(q, k, t, s, ROWS, TOKENS, D_K, LIMIT, OPERAND, SUM)
+    scores2 = _scores(q, k, t, s, ROWS, TOKENS, D_K, min(D_K, 64), LIMIT, OPERAND, SUM)
     scores2 = operand(scores2 * _lower(coef2 + BASES, t[:, None], s[None, :], BASES + C, C), OPERAND)
     queries = operand(_load(q, t, i, D_K, LIMIT), OPERAND)
     scores1 = tl.zeros([ROWS, TOKENS], SUM)
@@ -188,6 +191,7 @@ def _forward(
             base = tl.trans(_load(bases1[j] + here * HIDDEN * D_V, o, h, HIDDEN, 0))
             total = add_product(total, _coefficient(coef1, t[:, None], j, BASES, C) * x, base, OPERAND)
 
+    # A zero that the compiler does not know, or it keeps addresses of the begin in registers over the loop.
     late = tl.num_programs(2) - 1
     t, s = t + late, s + late
     scores1 *= _lower(coef1 + BASES, t[:, None], s[None, :], BASES + C, C)
@@ -232,11 +236,11 @@ def _back_hidden(
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
+    LIMIT: tl.constexpr,
     OPERAND: tl.constexpr,
     SUM: tl.constexpr,
 ):
     """The cotangents of z and a, and x = s(a), [H, M, C, .], which all others are sums of; those of the norm."""
-    LIMIT: tl.constexpr = 0 if TOKENS == C else C
     here, head, part = tl.program_id(0).to(tl.int64), tl.program_id(0) % heads, tl.program_id(1)
     t, s = part * ROWS + tl.arange(0, ROWS), tl.arange(0, TOKENS)
     i, o = tl.arange(0, D_K), tl.arange(0, D_V)
@@ -257,7 +261,7 @@ def _back_hidden(
     to_scores1 = product(to_z, tl.trans(_load(left1 + here * C * D_V, s, o, D_V, LIMIT)), OPERAND, SUM)
     to_scores1 = operand(to_scores1 * _lower(coef1 + BASES, t[:, None], s[None, :], BASES + C, C), OPERAND)
     q, k = q + here * C * D_K, k + here * C * D_K
-    scores2 = _scores(q, k, t, s, ROWS, TOKENS, D_K, LIMIT, OPERAND, SUM)
+    scores2 = _scores(q, k, t, s, ROWS, TOKENS, D_K, min(D_K, 32), LIMIT, OPERAND, SUM)
     scores2 = operand(scores2 * _lower(coef2 + BASES, t[:, None], s[None, :], BASES + C, C), OPERAND)
     queries = operand(_load(q, t, i, D_K, LIMIT), OPERAND)
     for begin in range(0, HIDDEN, BLOCK):
@@ -331,13 +335,13 @@ def _back_over_hidden(
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
+    LIMIT: tl.constexpr,
     OPERAND: tl.constexpr,
     SUM: tl.constexpr,
 ):
     """Sums over the hidden axis: cotangents of c_tj, of q as far as it does not go by scores, and the scores of W1 and
     the cotangents of those of W2, [M, H, C, C], without weights.
     """
-    LIMIT: tl.constexpr = 0 if TOKENS == C else C
     here, head = tl.program_id(0).to(tl.int64), tl.program_id(0) % heads
     t, s = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, TOKENS)
     i, o = tl.arange(0, D_K), tl.arange(0, D_V)
@@ -402,13 +406,13 @@ def _back_over_tokens(
     ROWS: tl.constexpr,
     TOKENS: tl.constexpr,
     BLOCK: tl.constexpr,
+    LIMIT: tl.constexpr,
     OPERAND: tl.constexpr,
     SUM: tl.constexpr,
 ):
     """Sums over a chunk's tokens t: cotangents of w_ts, of the factors of some tokens s and of a part of the bases.
     And, for as many tokens t, the rest of q's.
     """
-    LIMIT: tl.constexpr = 0 if TOKENS == C else C
     here, head, part = tl.program_id(0).to(tl.int64), tl.program_id(0) % heads, tl.program_id(1)
     role = tl.program_id(2)
     t, s = tl.arange(0, TOKENS), part * ROWS + tl.arange(0, ROWS)
@@ -425,7 +429,7 @@ def _back_over_tokens(
     if role == 0:
         # The factors of W1, [s, t]: z = (X R1^T (.) w1) L1.
         to_z = _load(grad_z, t, o, D_V, LIMIT)
-        to_scores1 = _scores(left1 + here * C * D_V, grad_z, s, t, ROWS, TOKENS, D_V, LIMIT, OPERAND, SUM)
+        to_scores1 = _scores(left1 + here * C * D_V, grad_z, s, t, ROWS, TOKENS, D_V, min(D_V, 32), LIMIT, OPERAND, SUM)
         scores = _lower(scores1, t[None, :], s[:, None], C, C)
         tl.store(grad_coef1 + t[None, :] * (BASES + C) + s[:, None], scores * to_scores1, mask=within)
         weights = _lower(coef1 + BASES, t[None, :], s[:, None], BASES + C, C)
@@ -439,7 +443,7 @@ def _back_over_tokens(
     elif role == 1:
         # Those of W2: a = (Q K^T (.) w2) L2.
         queries = _load(q, t, i, D_K, LIMIT)
-        scores2 = _scores(k, q, s, t, ROWS, TOKENS, D_K, LIMIT, OPERAND, SUM)
+        scores2 = _scores(k, q, s, t, ROWS, TOKENS, D_K, min(D_K, 32), LIMIT, OPERAND, SUM)
         scores = _lower(grad_scores2, t[None, :], s[:, None], C, C)
         tl.store(grad_coef2 + t[None, :] * (BASES + C) + s[:, None], scores * scores2, mask=within)
         weights = _lower(coef2 + BASES, t[None, :], s[:, None], BASES + C, C)
@@ -452,18 +456,18 @@ def _back_over_tokens(
             _store(grad_left2 + here * C * HIDDEN, s, h, HIDDEN, to_left2, LIMIT)
     elif role == 2:
         # Bases, a program's part of the hidden axis: z = c1 (.) X B1^T, a = c2 (.) Q B2^T.
-        outputs, inputs = (
-            operand(_load(grad_z, t, o, D_V, LIMIT), OPERAND),
-            operand(_load(q, t, i, D_K, LIMIT), OPERAND),
-        )
-        for block in range(part, HIDDEN // BLOCK, TOKENS // ROWS):
-            h = block * BLOCK + tl.arange(0, BLOCK)
-            hidden = tl.trans(_load(x, t, h, HIDDEN, LIMIT)).to(SUM)
-            to_a = tl.trans(_load(grad_a, t, h, HIDDEN, LIMIT)).to(SUM)
-            for j in tl.static_range(BASES):
-                to_base1 = product(_coefficient(coef1, t[None, :], j, BASES, C) * hidden, outputs, OPERAND, SUM)
+        for j in tl.static_range(BASES):
+            for block in range(part, HIDDEN // BLOCK, TOKENS // ROWS):
+                h = block * BLOCK + tl.arange(0, BLOCK)
+                hidden = tl.trans(_load(x, t, h, HIDDEN, LIMIT)).to(SUM)
+                scaled = _coefficient(coef1, t[None, :], j, BASES, C) * hidden
+                to_base1 = product(scaled, _load(grad_z, t, o, D_V, LIMIT), OPERAND, SUM)
                 _store(grad_bases1[j] + here * HIDDEN * D_V, o, h, HIDDEN, tl.trans(to_base1), 0)
-                to_base2 = product(_coefficient(coef2, t[None, :], j, BASES, C) * to_a, inputs, OPERAND, SUM)
+            for block in range(part, HIDDEN // BLOCK, TOKENS // ROWS):
+                h = block * BLOCK + tl.arange(0, BLOCK)
+                to_a = tl.trans(_load(grad_a, t, h, HIDDEN, LIMIT)).to(SUM)
+                scaled = _coefficient(coef2, t[None, :], j, BASES, C) * to_a
+                to_base2 = product(scaled, _load(q, t, i, D_K, LIMIT), OPERAND, SUM)
                 _store(grad_bases2[j] + here * HIDDEN * D_K, h, i, D_K, to_base2, 0)
     else:
         # q, by scores.
@@ -515,8 +519,8 @@ class Given(NamedTuple):
     def of(cls, flat: Sequence[Any], bases: int, home: bool) -> Given:
         """The reverse."""
         rest = iter(flat[7:])
-        lists = [[next(rest) for _ in range(count)] for count in (bases, bases, 2 * home)]
-        return cls(*flat[:7], *lists, list(rest))
+        lists = [tuple(next(rest) for _ in range(count)) for count in (bases, bases, 2 * home)]
+        return cls._make([*flat[:7], *lists, tuple(rest)])
 
 
 class Problem(NamedTuple):
@@ -536,9 +540,10 @@ class Problem(NamedTuple):
     @classmethod
     def of(cls, given: Given, residual: bool, activation: str, operands: torch.dtype) -> Problem:
         """That of some tensors."""
-        sizes = *given.q.shape[-2:], *given.right1.shape[-1:]
-        kind = len(given.bases1), bool(given.homes), bool(given.affine), residual, activation, operands
-        return cls(*sizes[:2], given.left1.shape[-1], sizes[2], *kind)
+        chunk, d_k = given.q.shape[-2:]
+        d_v, hidden = given.left1.shape[-1], given.right1.shape[-1]
+        kind = len(given.bases1), bool(given.homes), bool(given.affine)
+        return cls(chunk, d_k, d_v, hidden, *kind, residual, activation, operands)
 
     @property
     def sums(self) -> torch.dtype:
@@ -548,26 +553,54 @@ class Problem(NamedTuple):
     @property
     def tokens(self) -> int:
         """A chunk's tokens, as a power of two."""
-        return max(16, triton.next_power_of_2(self.chunk))
-
-    @property
-    def rows(self) -> int:
-        """Tokens of a program that goes over the hidden axis: so many that its sums stay in registers."""
-        return min(64, self.tokens)
+        return max(16, 1 << (self.chunk - 1).bit_length())
 
 
 class Tiling(NamedTuple):
-    """Hidden units at a time, warps of a program and stages of its pipeline."""
+    """Tokens of a program, hidden units at a time, warps, and stages of the pipeline."""
 
+    rows: int
     block: int
     warps: int
     stages: int
 
 
 def tiling(kernel: Any, problem: Problem) -> Tiling:
-    """How a kernel is cut: see `tests/engines/test_triton_aot.py` for what it fits in."""
-    block = min(32, problem.hidden & -problem.hidden)
-    return Tiling(block, 8 if max(problem[:3]) > 64 else 4, 1)
+    """How a kernel is cut: as coarsely as all its variants still fit into registers."""
+    tokens, d = problem.tokens, max(problem.d_k, problem.d_v)
+    rows, block, warps = min(64, tokens), 32, 4 if tokens <= 32 else 8
+    if problem.operands.itemsize > 2:  # without matrix instructions
+        rows, block, warps = 16, 16, 8
+    elif kernel is _forward:
+        rows = 32 if tokens > 64 else rows
+        block = 32 if tokens <= 32 < d or d <= 64 == tokens else 16
+    elif kernel is _back_hidden and tokens != 64:
+        block = 16
+    # A power of two that divides the hidden axis.
+    return Tiling(rows, min(block, problem.hidden & -problem.hidden), warps, 1)
+
+
+def variants() -> Iterator[Problem]:
+    """What kernels are compiled for, ahead of time: each size, and the most bases that a rule has."""
+    for d, chunk in itertools.product((32, 64, 128), (16, 32, 64, 128)):
+        for bases, home, kind in ((1, True, "gelu"), (3, False, "silu")):
+            yield Problem(chunk, d, d, 4 * d, bases, home, True, True, kind, torch.bfloat16)
+
+
+def example(problem: Problem, device: str = "cpu") -> Given:
+    """Tensors of that problem, of one chunk and two heads."""
+
+    def new(*shape: int) -> Tensor:
+        return torch.zeros(1, 2, *shape, dtype=problem.sums, device=device)
+
+    chunk, d_k, d_v, hidden, bases, home, norm, *_ = problem
+    w1, w2 = (d_v, hidden), (hidden, d_k)
+    coef = [new(chunk, bases + chunk) for _ in range(2)]
+    factors = new(chunk, d_v), new(chunk, hidden), new(chunk, hidden)
+    all_bases = [[new(*shape) for _ in range(bases)] for shape in (w1, w2)]
+    homes = [new(*w)[0] for w in (w1, w2)] if home else []
+    affine = [new(d_v)[0] for _ in range(2)] if norm else []
+    return Given._make([new(chunk, d_k), new(chunk, d_k), *coef, *factors, *all_bases, homes, affine])
 
 
 def _launch(kernel: Any, problem: Problem, given: Given, *tensors: Any) -> None:
@@ -575,18 +608,13 @@ def _launch(kernel: Any, problem: Problem, given: Given, *tensors: Any) -> None:
     constants = {
         "C": problem.chunk, "D_K": problem.d_k, "D_V": problem.d_v, "HIDDEN": problem.hidden, "BASES": problem.bases,
         "HOME": problem.home, "NORM": problem.norm, "RESIDUAL": problem.residual, "ACTIVATION": problem.activation,
-        "ROWS": problem.rows, "TOKENS": problem.tokens, "BLOCK": cut.block,
+        "ROWS": cut.rows, "TOKENS": problem.tokens, "BLOCK": cut.block,
+        "LIMIT": 0 if problem.tokens == problem.chunk else problem.chunk,
         "OPERAND": OPERANDS[problem.operands], "SUM": OPERANDS[problem.sums],
     }  # fmt: skip
     constants = {n: x for n, x in constants.items() if n in kernel.arg_names}
-    kernel[chunks * heads, problem.tokens // problem.rows, 4 if kernel is _back_over_tokens else 1](
-        *tensors, heads, **constants, num_warps=cut.warps, num_stages=cut.stages
-    )
-
-
-def _contiguous(flat: Sequence[Tensor], bases: int, home: bool) -> Given:
-    given = Given.of([x.contiguous() for x in flat], bases, home)
-    return given._replace(**{n: tuple(getattr(given, n)) for n in ("bases1", "bases2", "homes", "affine")})
+    grid = chunks * heads, problem.tokens // cut.rows, 4 if kernel is _back_over_tokens else 1
+    kernel[grid](*tensors, heads, **constants, num_warps=cut.warps, num_stages=cut.stages)
 
 
 @torch.library.custom_op("miras::read", mutates_args=())
@@ -603,7 +631,7 @@ def fused(
         activation: of `miras.memory.activation`.
         operands: what operands of products are rounded to. Sums are in float32, or in float64.
     """
-    given = _contiguous(tensors, bases, home)
+    given = Given.of([x.contiguous() for x in tensors], bases, home)
     problem = Problem.of(given, residual, activation, operands)
     y, z = (torch.empty_like(given.left1, dtype=problem.sums) for _ in range(2))
     _launch(_forward, problem, given, *given, y, z)
@@ -629,15 +657,12 @@ def fused_backward(
     operands: torch.dtype,
 ) -> list[Tensor]:
     """The cotangents of `fused`'s tensors, from that of y."""
-    given = _contiguous(tensors, bases, home)
+    given = Given.of([x.contiguous() for x in tensors], bases, home)
     problem, (chunks, heads) = Problem.of(given, residual, activation, operands), given.q.shape[:2]
-    parts, sums = problem.tokens // problem.rows, problem.sums
-    to = Given(
-        *(torch.empty_like(x, dtype=sums) for x in given[:7]),
-        *(tuple(torch.empty_like(x, dtype=sums) for x in bases) for bases in (given.bases1, given.bases2)),
-        homes=(),
-        affine=tuple(z.new_empty(parts * chunks, *x.shape) for x in given.affine),
-    )
+    parts, sums = problem.tokens // tiling(_back_hidden, problem).rows, problem.sums
+    to_bases = [tuple(torch.empty_like(x, dtype=sums) for x in xs) for xs in (given.bases1, given.bases2)]
+    to_affine = tuple(z.new_empty(parts * chunks, *x.shape) for x in given.affine)
+    to = Given._make([*(torch.empty_like(x, dtype=sums) for x in given[:7]), *to_bases, (), to_affine])
     widths = problem.d_v, problem.hidden, problem.hidden
     grad_z, x, grad_a = (z.new_empty(heads, chunks * problem.chunk, n, dtype=operands) for n in widths)
     scores = tuple(z.new_empty(chunks, heads, problem.chunk, problem.chunk) for _ in range(2))
@@ -684,9 +709,9 @@ def _flops(tensors: Any, bases: int, home: bool, *_: Any, **_more: Any) -> int:
 
 @register_flop_formula(torch.ops.miras.read_backward)
 def _flops_backward(grad_y: Any, z: Any, tensors: Any, bases: int, home: bool, *_: Any, **_more: Any) -> int:
-    """Twice those forward, and the hidden layer and the scores again."""
+    """Twice those forward, and the hidden layer, the scores and, for c_tj, the outputs again."""
     (m, h, c, d_k), d_v, hidden = tensors[0], tensors[4][-1], tensors[5][-1]
-    again = (bases + home) * hidden * d_k + c * (2 * d_k + d_v + hidden)
+    again = hidden * ((bases + home) * d_k + bases * d_v) + c * (2 * d_k + d_v + 2 * hidden)
     return 2 * _flops(tensors, bases, home) + 2 * m * h * c * again
 
 
@@ -710,10 +735,9 @@ def read(rule: Rule, leaves: dict[str, Leaf], learned: Learned, read: Read) -> T
     memory = rule.memory
     assert isinstance(memory, MLP)
     w1, w2 = (
-        _terms(_read_weight(rule, leaves[n], learned, n, read.coefficients[n]), read.coefficients[n])
+        _terms(read_weight(rule, leaves[n], learned, n, read.coefficients[n]), read.coefficients[n])
         for n in ("w1", "w2")
     )
-    assert len(w1.bases) == len(w2.bases)
     slow, device = learned.before.slow, read.q.device.type
     affine = [slow["norm_scale"], slow["norm_shift"]] if memory.norm else []
     cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else w1.left.dtype
