@@ -188,7 +188,7 @@ def able(rule: Rule, x: dict[str, Tensor], sizes: Sizes) -> tuple[list[str], str
     """The engines that can run the rule here, the preferred one first, and the one of plain PyTorch."""
     gates = {gate.name: x[gate.name] for gate in rule.gates}
     with autocast(sizes):
-        said = explain(rule, gates, torch.device(sizes.device))
+        said = explain(rule, gates, (x["k"].to(sizes.device), x["v"].to(sizes.device)))
     names = [name for name, word in said.items() if word in ("chosen", "possible")]
     return names, next(name for name in names if name not in KERNELS)
 

@@ -15,8 +15,7 @@ slope and mean are in the bases and factors before they come here, by autograd.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +25,6 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from miras.engines.triton.parts import (
-    INTERPRETED,
     OPERANDS,
     activation,
     add_product,
@@ -133,7 +131,7 @@ def _hidden(
 
 
 @triton.jit
-def _forward(
+def _read_forward(
     q,
     k,
     coef1,
@@ -206,7 +204,7 @@ def _forward(
 
 
 @triton.jit
-def _back_hidden(
+def _read_back_hidden(
     grad_y,
     z,
     q,
@@ -307,7 +305,7 @@ def _over_hidden(
 
 
 @triton.jit
-def _back_over_hidden(
+def _read_back_over_hidden(
     grad_y,
     q,
     coef2,
@@ -377,7 +375,7 @@ def _back_over_hidden(
 
 
 @triton.jit
-def _back_over_tokens(
+def _read_back_over_tokens(
     q,
     k,
     coef1,
@@ -571,36 +569,13 @@ def tiling(kernel: Any, problem: Problem) -> Tiling:
     rows, block, warps = min(64, tokens), 32, 4 if tokens <= 32 else 8
     if problem.operands.itemsize > 2:  # without matrix instructions
         rows, block, warps = 16, 16, 8
-    elif kernel is _forward:
+    elif kernel is _read_forward:
         rows = 32 if tokens > 64 else rows
         block = 32 if tokens <= 32 < d or d <= 64 == tokens else 16
-    elif kernel is _back_hidden and tokens != 64:
+    elif kernel is _read_back_hidden and tokens != 64:
         block = 16
     # A power of two that divides the hidden axis.
     return Tiling(rows, min(block, problem.hidden & -problem.hidden), warps, 1)
-
-
-def variants() -> Iterator[Problem]:
-    """What kernels are compiled for, ahead of time: each size, and the most bases that a rule has."""
-    for d, chunk in itertools.product((32, 64, 128), (16, 32, 64, 128)):
-        for bases, home, kind in ((1, True, "gelu"), (3, False, "silu")):
-            yield Problem(chunk, d, d, 4 * d, bases, home, True, True, kind, torch.bfloat16)
-
-
-def example(problem: Problem, device: str = "cpu") -> Given:
-    """Tensors of that problem, of one chunk and two heads."""
-
-    def new(*shape: int) -> Tensor:
-        return torch.zeros(1, 2, *shape, dtype=problem.sums, device=device)
-
-    chunk, d_k, d_v, hidden, bases, home, norm, *_ = problem
-    w1, w2 = (d_v, hidden), (hidden, d_k)
-    coef = [new(chunk, bases + chunk) for _ in range(2)]
-    factors = new(chunk, d_v), new(chunk, hidden), new(chunk, hidden)
-    all_bases = [[new(*shape) for _ in range(bases)] for shape in (w1, w2)]
-    homes = [new(*w)[0] for w in (w1, w2)] if home else []
-    affine = [new(d_v)[0] for _ in range(2)] if norm else []
-    return Given._make([new(chunk, d_k), new(chunk, d_k), *coef, *factors, *all_bases, homes, affine])
 
 
 def _launch(kernel: Any, problem: Problem, given: Given, *tensors: Any) -> None:
@@ -613,7 +588,7 @@ def _launch(kernel: Any, problem: Problem, given: Given, *tensors: Any) -> None:
         "OPERAND": OPERANDS[problem.operands], "SUM": OPERANDS[problem.sums],
     }  # fmt: skip
     constants = {n: x for n, x in constants.items() if n in kernel.arg_names}
-    grid = chunks * heads, problem.tokens // cut.rows, 4 if kernel is _back_over_tokens else 1
+    grid = chunks * heads, problem.tokens // cut.rows, 4 if kernel is _read_back_over_tokens else 1
     kernel[grid](*tensors, heads, **constants, num_warps=cut.warps, num_stages=cut.stages)
 
 
@@ -634,7 +609,7 @@ def fused(
     given = Given.of([x.contiguous() for x in tensors], bases, home)
     problem = Problem.of(given, residual, activation, operands)
     y, z = (torch.empty_like(given.left1, dtype=problem.sums) for _ in range(2))
-    _launch(_forward, problem, given, *given, y, z)
+    _launch(_read_forward, problem, given, *given, y, z)
     return y, z
 
 
@@ -659,7 +634,7 @@ def fused_backward(
     """The cotangents of `fused`'s tensors, from that of y."""
     given = Given.of([x.contiguous() for x in tensors], bases, home)
     problem, (chunks, heads) = Problem.of(given, residual, activation, operands), given.q.shape[:2]
-    parts, sums = problem.tokens // tiling(_back_hidden, problem).rows, problem.sums
+    parts, sums = problem.tokens // tiling(_read_back_hidden, problem).rows, problem.sums
     to_bases = [tuple(torch.empty_like(x, dtype=sums) for x in xs) for xs in (given.bases1, given.bases2)]
     to_affine = tuple(z.new_empty(parts * chunks, *x.shape) for x in given.affine)
     to = Given._make([*(torch.empty_like(x, dtype=sums) for x in given[:7]), *to_bases, (), to_affine])
@@ -668,10 +643,10 @@ def fused_backward(
     scores = tuple(z.new_empty(chunks, heads, problem.chunk, problem.chunk) for _ in range(2))
     between, shared = (grad_z, x, grad_a), given[5:10]
     grad_y = grad_y.contiguous()
-    _launch(_back_hidden, problem, given, grad_y, z, *given, *between, to.affine)
+    _launch(_read_back_hidden, problem, given, grad_y, z, *given, *between, to.affine)
     found = to.q, to.coef1, to.coef2
-    _launch(_back_over_hidden, problem, given, grad_y, given.q, given.coef2, *shared, *between, *scores, *found)
-    _launch(_back_over_tokens, problem, given, *given[:5], *between, *scores, *to[:9])
+    _launch(_read_back_over_hidden, problem, given, grad_y, given.q, given.coef2, *shared, *between, *scores, *found)
+    _launch(_read_back_over_tokens, problem, given, *given[:5], *between, *scores, *to[:9])
     if home:
         queries = given.q.to(operands).transpose(0, 1).flatten(1, 2)
         to = to._replace(homes=(grad_z.mT @ x, grad_a.mT @ queries))
@@ -727,7 +702,7 @@ def serves(rule: Rule, leaves: dict[str, Leaf], learned: Learned, read: Read) ->
     per_head = all(isinstance(rows, Tensor) and rows.shape[-1] == 1 for rows in read.coefficients.values())
     shared = all(home.dim() == 3 for home in learned.before.home.values())
     sizes = {leaves["w1"].rows, leaves["w2"].cols} <= {16, 32, 64, 128} and read.q.shape[-2] <= 128
-    return linear and per_head and shared and sizes and (read.q.is_cuda or bool(INTERPRETED))
+    return linear and per_head and shared and sizes
 
 
 def read(rule: Rule, leaves: dict[str, Leaf], learned: Learned, read: Read) -> Tensor:
