@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 READS = ("hidden", "over_hidden", "over_tokens")
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernels.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ahead_of_time.py"
 
 
 def table(*arguments):

@@ -206,7 +206,7 @@ def compiled_for(
     chunk: int, d: int, hidden: int, gate_width: int, row_width: int, model: Model, operand: tl.dtype
 ) -> dict[str, Any]:
     """What a kernel is compiled for. Its tiles are as large as the registers of 8 warps take, hardly spilling: see
-    `benchmarks/kernels.py`.
+    `benchmarks/ahead_of_time.py`.
     """
     tile = min(64, max(16, 1 << (chunk - 1).bit_length()))
     return {

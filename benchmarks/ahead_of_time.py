@@ -1,7 +1,7 @@
 """Compiles the Triton kernels ahead of time for an H100 or H200 (sm_90), with no GPU, and says what came out.
 
-    python benchmarks/kernels.py              # every variant, minutes
-    python benchmarks/kernels.py --quick      # a few, seconds
+    python benchmarks/ahead_of_time.py              # every variant, minutes
+    python benchmarks/ahead_of_time.py --quick      # a few, seconds
 
 The engine itself is called, with a driver that has no GPU: what is compiled is what would be launched.
 
@@ -142,8 +142,9 @@ def main() -> int:
             lines.append(f"| {case.name} | {case.d} | {case.chunk} | {kernel} | {numbers} |")
             print(lines[-1], flush=True)
     if not quick:
-        about = f"`python benchmarks/kernels.py` at {commit() or 'unknown'}, triton {triton.__version__}, bfloat16 operands."
-        head = ["# Kernels, compiled for sm_90", "", about + " No GPU was at hand: nothing here is a time.", ""]
+        about = f"`python benchmarks/ahead_of_time.py` at {commit() or 'unknown'}, triton {triton.__version__}."
+        said = f"{about} Operands in bfloat16. No GPU was at hand: nothing here is a time."
+        head = ["# Kernels, compiled for sm_90", "", said, ""]
         write_text(RESULTS, "\n".join([*head, *lines]) + "\n")
     return min(bad, 1)
 
