@@ -161,7 +161,8 @@ def _result(task: Task, about: dict[str, Any], seed: int, out: Path, again: bool
     about = {**about, "seed": seed}
     model, key = about["model"]["name"], hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
     label = f"{about['task']} {model} seed {seed}"
-    path = out / f"{re.sub(r'[^A-Za-z0-9.]+', '-', label)}-{key}.json"
+    short = " ".join([about["task"], *Path(model).parts[-2:], str(seed)])  # the key tells them apart
+    path = out / f"{re.sub(r'[^A-Za-z0-9.]+', '-', short)}-{key}.json"
     if path.exists() and not again:
         say(f"{label}: from {path}")
         return json.loads(path.read_text(encoding="utf-8"))

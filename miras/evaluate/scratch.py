@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,10 @@ from transformers import set_seed
 from miras.errors import MirasError, UsageError
 from miras.evaluate.tasks import Examples, SyntheticTask
 from miras.evaluate.tasks.base import IGNORE, Report, Row
-from miras.hf import MirasConfig, MirasForCausalLM
+from miras.hf import MirasForCausalLM
 from miras.train.config import TrainConfig, load_config
 from miras.train.optimizer import make_optimizer
+from miras.train.run import model_config
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,7 @@ class ScratchConfig:
             vocabulary: number of tokens.
             context: longest sequence that is trained on.
         """
-        base = self.base
-        config = MirasConfig(
-            vocab_size=vocabulary,
-            hidden_size=self.dim,
-            intermediate_size=base.hidden,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            mixer=list(base.mixers),
-            gates=base.gates,
-            rope=base.rope,
-            context_length=context,
-        )
+        config = model_config(replace(self.base, context=context, batch=context), vocab_size=vocabulary)
         return MirasForCausalLM(config).to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
 
 
