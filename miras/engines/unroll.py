@@ -107,8 +107,18 @@ def all_coefficients(rule: Rule, leaves: dict[str, Leaf], gates: Gates, keep: Te
 
 def _coefficients(rule: Rule, gates: dict[str, Tensor], keep: Tensor | None) -> Coefficients:
     like = next(iter(gates.values()))
-    if isinstance(rule.algorithm, GradientDescent | Implicit) and any(g.shape[-1] > 1 for g in gates.values()):
-        return _closed(gates, keep)
+    if isinstance(rule.algorithm, GradientDescent | Implicit):
+        if any(g.shape[-1] > 1 for g in gates.values()):
+            return _per_channel(gates, keep)
+        # A CPU is faster with what follows, small tensors for each token, than with some large ones.
+        if like.device.type != "cpu":
+            return _per_head(rule, gates, keep)
+    return _by_tokens(rule, gates, keep)
+
+
+def _by_tokens(rule: Rule, gates: dict[str, Tensor], keep: Tensor | None) -> Coefficients:
+    """By running the update itself on basis vectors: for every algorithm."""
+    like = next(iter(gates.values()))
     chunk, slots_n = like.shape[-2], rule.algorithm.slots
     width, size = max(g.shape[-1] for g in gates.values()), 1 + slots_n + chunk
     basis = (
@@ -136,15 +146,37 @@ def _coefficients(rule: Rule, gates: dict[str, Tensor], keep: Tensor | None) -> 
     return Coefficients(torch.stack(rows, -3), Ends(dual, slot_rows, torch.cat(decays, -2) if decays else None))
 
 
-def _closed(gates: dict[str, Tensor], keep: Tensor | None) -> Coefficients:
-    """A_t = alpha_t A_{t-1} - eta_t grad_t; a hole decays nothing already, and here it writes nothing."""
-    eta = gates["eta"]
-    if keep is not None:
-        eta = torch.where(keep[:, None, :, None], eta, 0.0)
+def _eta(gates: dict[str, Tensor], keep: Tensor | None) -> Tensor:
+    """Of gradient descent, A_t = alpha_t A_{t-1} - eta_t grad_t; a hole decays nothing already, and writes nothing."""
+    return gates["eta"] if keep is None else torch.where(keep[:, None, :, None], gates["eta"], 0.0)
+
+
+def _per_channel(gates: dict[str, Tensor], keep: Tensor | None) -> Coefficients:
+    eta = _eta(gates, keep)
     width = max(g.shape[-1] for g in gates.values())
     log = gates["log_alpha"].cumsum(-2) if "log_alpha" in gates else torch.zeros_like(eta)
     decay = Decay(log.expand(*log.shape[:-1], width), eta)
     return Coefficients(decay, decay)
+
+
+def _per_head(rule: Rule, gates: dict[str, Tensor], keep: Tensor | None) -> Coefficients:
+    """A_t = a_{0t} A_0 - sum_{s <= t} a_{st} eta_s grad_s with a_{st} = alpha_{s+1} .. alpha_t."""
+    eta = _eta(gates, keep).squeeze(-1)
+    log = gates["log_alpha"].squeeze(-1) if "log_alpha" in gates else torch.zeros_like(eta)
+    later = torch.ones(log.shape[-1], log.shape[-1], dtype=torch.bool, device=log.device).triu()
+    # Sums of logarithms from s on: a difference of sums from 0 on would lose digits, and be NaN after alpha = 0.
+    sums = log.unsqueeze(-1).masked_fill(later, 0.0).cumsum(-2)
+    pairs = sums.masked_fill(later.triu(1), -torch.inf).exp()
+    decays = log.cumsum(-1).exp().unsqueeze(-1)
+    rows = torch.cat([decays, -pairs * eta.unsqueeze(-2)], -1).unsqueeze(-1)
+    read = rows
+    if rule.read_at == "before":
+        found = torch.zeros_like(rows[..., :1, :, :])
+        found[..., 0, :] = 1.0
+        read = torch.cat([found, rows[..., :-1, :, :]], -3)
+    ends = rows[..., -1, :, :]
+    no_slots = ends.new_zeros(*ends.shape[:-2], 0, *ends.shape[-2:])
+    return Coefficients(read, Ends(ends, no_slots, decays if rule.gradient_at == "decayed" else None))
 
 
 def _where(held: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
