@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from miras import MirasLayer
 from miras.bench.memory import high_water
 from miras.bench.timing import alternate
-from miras.engines import chunk
+from miras.engines import chunk, unroll
 from miras.model import Miras
 from miras.variants import pattern, variant
 
@@ -73,6 +73,22 @@ def scans(rounds: int) -> None:
         print(f"tiny {name}, forward and backward: {found['plain']:.0f} ms, by Scan {found['scan']:.0f} ms")
 
 
+def coefficients(rounds: int) -> None:
+    """The coefficients of 64 chunks of 64 tokens, 4 heads, forward and backward, token by token and in closed form."""
+    rule = variant("yaad", 64)
+    log = torch.full((64, 4, 64, 1), -0.003, requires_grad=True)
+    eta = torch.full((64, 4, 64, 1), 0.1, requires_grad=True)
+
+    def make(closed: bool) -> None:
+        gates = {"log_alpha": log, "alpha": log.exp(), "eta": eta}
+        found = unroll._per_head(rule, gates, None) if closed else unroll._by_tokens(rule, gates, None)
+        (found.read.sum() + found.write.dual.sum()).backward()  # type: ignore[union-attr, operator]
+
+    found = alternate({"tokens": lambda: make(False), "closed": lambda: make(True)}, rounds)
+    tokens, closed = (1000 * found[name].median for name in ("tokens", "closed"))
+    print(f"coefficients of 64 chunks of 64: {tokens:.1f} ms token by token, {closed:.1f} ms in closed form")
+
+
 def compiled(rounds: int) -> None:
     """A tiny model on 8 sequences of 256, chunk 16, and the same with compiled layers."""
     for name in ("yaad", "gated_deltanet"):
@@ -107,6 +123,7 @@ def main() -> None:
     traffic(options.rounds)
     segments(options.rounds)
     scans(options.rounds)
+    coefficients(options.rounds)
 
 
 if __name__ == "__main__":
