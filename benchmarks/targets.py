@@ -189,7 +189,12 @@ def long(scale: Scale, told: Callable[[str], None]) -> tuple[Measured, list[Targ
     ratio = seen.seconds("yaad, long") / seen.seconds("yaad, short")
     note = PASSES[fits] if fits else f"forward alone: with a graph it would need {need / 1e9:.0f} GB"
     what = f"Yaad's time per token at T = {scale.long:,} against {short.time:,}"
-    return seen, [Target(what, ratio, 1.1, least=False, note=note)]
+    memory = seen.smaller("yaad, long", "yaad, short")
+    share = None if memory is None else memory * short.time / scale.long
+    return seen, [
+        Target(what, ratio, 1.1, least=False, note=note),
+        Target("the same: peak memory per token", share, 1.0, least=False),
+    ]
 
 
 def models(scale: Scale, told: Callable[[str], None]) -> tuple[Measured, list[Target]]:
