@@ -19,7 +19,7 @@ from miras.evaluate.scratch import ScratchConfig
 from miras.experiments.plan import Experiment, Model, TaskExperiment, TextExperiment
 from miras.report.results import task_sections
 from miras.report.runs import report
-from miras.report.sections import Section
+from miras.report.sections import Section, plain
 from miras.report.table import Column, Row, Table
 from miras.report.words import Notes
 from miras.train.config import TrainConfig
@@ -173,14 +173,11 @@ def _on_task(plan: TaskExperiment, out: Path) -> list[Section]:
         Column("learning rate"),
         Column("seconds", "a seed", form="integer"),
     )
-    rows = [
-        Row(n, dict(zip((c.name for c in columns), values, strict=True)))
-        for n, values in (
-            (n, (m["parameters"], m["state_bytes"], best[n], m["seconds"] / plan.seeds)) for n, m in models.items()
-        )
-    ]
-    found = {"task": plan.task, "models": models}
-    return [*task_sections(found), Table(columns, tuple(rows), "Models")]
+    rows = []
+    for name, found in models.items():
+        about = {"parameters": found["parameters"], "state": found["state_bytes"], "learning rate": best[name]}
+        rows.append(Row(name, about | {"seconds": found["seconds"] / plan.seeds}))
+    return [*task_sections({"task": plan.task, "models": models}), Table(columns, tuple(rows), "Models")]
 
 
 def _learned(plan: TaskExperiment, file: str, changes: Mapping[str, Any], seeds: int, out: Path) -> dict[str, Any]:
@@ -190,6 +187,4 @@ def _learned(plan: TaskExperiment, file: str, changes: Mapping[str, Any], seeds:
 
 def as_json(sections: list[Section], about: Mapping[str, Any]) -> str:
     """What `miras report` reads, with what it is about."""
-    from miras.report.sections import plain
-
     return json.dumps({**about, "sections": [plain(section) for section in sections]}, indent=1) + "\n"
