@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from miras.evaluate.scratch import ScratchConfig
-from miras.evaluate.tasks import LanguageTask, SyntheticTask
+from miras.evaluate.tasks import MQAR, LanguageTask, SyntheticTask
 from miras.mixer import Mixer
 from miras.registry import to_config
 from miras.train.config import TrainConfig
@@ -25,7 +25,9 @@ class Scale:
         lengths: of needle tests, in tokens.
         far: how far the loss is followed, in tokens.
         scratch: how synthetic tasks are learned.
+        recall: the task of multi-query recall.
         rates: learning rates; each model gets the one of these that is best for it with the first seed.
+        scratch_rates: the same for synthetic tasks.
         seeds: how many.
     """
 
@@ -35,7 +37,9 @@ class Scale:
     lengths: tuple[int, ...]
     far: int
     scratch: ScratchConfig
+    recall: MQAR
     rates: tuple[float, ...]
+    scratch_rates: tuple[float, ...]
     seeds: int = 3
 
 
@@ -46,8 +50,10 @@ SCALES: Mapping[str, Scale] = {
         (128, 512, 2048),
         (512, 1024, 2048),
         16_384,
-        ScratchConfig(steps=1000),
+        ScratchConfig(steps=1500, batch=2048),
+        MQAR(512, train=((32, 4), (64, 8)), test=((32, 4), (64, 8), (64, 16), (128, 32))),
         (1e-3, 2e-3, 4e-3),
+        (2.5e-3, 5e-3),
     ),
     "gpu": Scale(
         "50 M parameters, 650 million tokens, one GPU, an hour or two a run",
@@ -59,7 +65,9 @@ SCALES: Mapping[str, Scale] = {
         (1024, 2048, 4096, 8192),
         65_536,
         ScratchConfig(dim=128, steps=20_000, batch=32_768),
+        MQAR(),
         (5e-4, 1e-3, 2e-3),
+        (1e-3, 3e-3),
     ),
     "paper": Scale(
         "340 M parameters, 15 billion tokens of FineWeb-Edu, a machine with eight GPUs",
@@ -68,7 +76,9 @@ SCALES: Mapping[str, Scale] = {
         (1024, 2048, 4096, 8192, 16_384),
         131_072,
         ScratchConfig(dim=256, steps=100_000, batch=65_536),
+        MQAR(),
         (7.5e-4, 1.5e-3, 3e-3),
+        (1e-3, 3e-3),
         seeds=1,
     ),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from miras import bias
-from miras.evaluate.tasks import MQAR, NoisyRecall
+from miras.evaluate.tasks import NoisyRecall
 from miras.experiments.plan import Model, Scale, TaskExperiment, model, models
 from miras.variants import variant, yaad
 
@@ -21,9 +21,9 @@ def recall(scale: Scale) -> TaskExperiment:
         "Attention solves it, linear models are limited by the size of their state (zoology, arXiv 2312.04927).",
         {**models(*DEEP), **{name: _with_state(name, training.dim, training.heads) for name in LINEAR}},
         "mqar",
-        MQAR(),
+        scale.recall,
         training,
-        scale.rates,
+        scale.scratch_rates,
         scale.seeds,
         equal=False,
     )
@@ -34,6 +34,7 @@ def robustness(scale: Scale) -> TaskExperiment:
     twins = {
         "yaad": model("yaad"),
         "yaad with l_2": model(replace(yaad(), bias=bias.L2())),
+        "yaad with l_2, clipped": model(replace(yaad(), bias=bias.L2(clip=True))),
         "yaad with l_1": model(replace(yaad(), bias=bias.L1())),
         **models("moneta", "memora", "gated_deltanet"),
     }
@@ -44,7 +45,7 @@ def robustness(scale: Scale) -> TaskExperiment:
         "noisy_recall",
         NoisyRecall(noise="heavy", train=(0.0,)),
         scale.scratch,
-        scale.rates,
+        scale.scratch_rates,
         scale.seeds,
     )
 
