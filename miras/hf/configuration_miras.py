@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 from miras.errors import UsageError
 from miras.mixer import Mixer, mixer_from_config
 from miras.registry import to_config
-from miras.variants import pattern
+from miras.variants import pattern, variant
 
 
 class MirasConfig(PreTrainedConfig):
@@ -21,7 +21,7 @@ class MirasConfig(PreTrainedConfig):
         intermediate_size: hidden size of each SwiGLU; None: 8/3 of `hidden_size`, rounded up to a multiple of 8.
         num_hidden_layers: number of layers.
         num_attention_heads: heads of each mixer.
-        mixer: a pattern of variants, "yaad" or "yaad,sliding_window", a mixer, or a list of mixers (or of what
+        mixer: a pattern of variants, "yaad" or "yaad,sliding_window", a mixer, or a list of mixers (or names, or what
             `Mixer.to_config` gives), repeated over the layers. Saved as the list, so that a checkpoint says exactly
             what it is.
         chunk: tokens per chunk, where `mixer` is a pattern.
@@ -88,5 +88,5 @@ def _mixers(mixer: str | Mixer | list[Any], layers: int, chunk: int | None) -> t
     given = [mixer] if isinstance(mixer, Mixer | dict) else list(mixer)
     if not given:
         raise UsageError("MirasConfig: mixer is an empty list; write a pattern such as 'yaad' or a list of rules.")
-    parts = [part if isinstance(part, Mixer) else mixer_from_config(part) for part in given]
+    parts = [variant(p) if isinstance(p, str) else p if isinstance(p, Mixer) else mixer_from_config(p) for p in given]
     return tuple(parts[i % len(parts)] for i in range(layers))

@@ -93,6 +93,11 @@ def test_a_saved_model_loads_with_equal_weights_logits_and_configuration(name, t
         assert torch.equal(loaded(ids).logits, model(ids).logits)
 
 
+def test_a_list_may_hold_names():
+    made = MirasConfig(mixer=["yaad", "gated_deltanet"], num_hidden_layers=3)
+    assert made.mixers() == MirasConfig(mixer="yaad,gated_deltanet", num_hidden_layers=3).mixers()
+
+
 @pytest.mark.parametrize("name", MIXERS)
 def test_the_configuration_survives_json_and_says_exactly_which_mixers(name, tmp_path):
     made = config(name)
