@@ -13,14 +13,16 @@ from miras.cli.app import Threads, main, set_threads
 
 @main.command(
     epilog="Examples:\n\n  miras experiment\n\n  miras experiment language_modelling --jobs 2"
-    "\n\n  miras experiment parts --seeds 1 --out runs/parts\n\n  miras experiment needle --scale paper"
+    "\n\n  miras experiment parts --seeds 1 --results experiments/results\n\n  miras experiment needle --scale paper"
 )
 def experiment(
     name: Annotated[str | None, typer.Argument(help="An experiment; without it they are listed.")] = None,
     scale: Annotated[str, typer.Option(help="laptop, gpu, or paper, of which the commands and costs are shown.")] = (
         "laptop"
     ),
-    out: Annotated[str | None, typer.Option(help="Its folder; runs/experiments/NAME-SCALE unless given.")] = None,
+    out: Annotated[str, typer.Option(help="Folder of all experiments; this one's is NAME-SCALE in it.")] = (
+        "runs/experiments"
+    ),
     seeds: Annotated[int | None, typer.Option(help="Seeds of each model, from 0 on.", min=1)] = None,
     jobs: Annotated[int, typer.Option(help="Training runs side by side.", min=1)] = 1,
     results: Annotated[str | None, typer.Option(help="Folder for a copy of the results as small JSON.")] = None,
@@ -41,7 +43,7 @@ def experiment(
     if scale == "paper":
         typer.echo(on_paper(name, plan))
         return
-    folder = Path(out or f"runs/experiments/{name}-{scale}")
+    folder = Path(out) / f"{name}-{scale}"
     for table in conduct(name, scale, plan, folder, jobs, None if results is None else Path(results)):
         Console().print(table)
     typer.echo(f"The report is {folder / 'report.html'}, the numbers are in {folder / 'results.json'}.")

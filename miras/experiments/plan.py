@@ -52,7 +52,7 @@ SCALES: Mapping[str, Scale] = {
         16_384,
         ScratchConfig(steps=1500, batch=2048),
         MQAR(512, train=((32, 4), (64, 8)), test=((32, 4), (64, 8), (64, 16), (128, 32))),
-        (1e-3, 2e-3, 4e-3),
+        (2e-3, 4e-3, 8e-3),
         (2.5e-3, 5e-3),
     ),
     "gpu": Scale(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import statistics
@@ -36,7 +37,7 @@ def run(plan: Experiment, out: Path, jobs: int) -> list[Section]:
 
     Args:
         plan: the experiment.
-        out: its folder.
+        out: its folder; trained models stand beside it, in `runs`, where other experiments find them.
         jobs: training runs of language models side by side.
 
     Returns:
@@ -60,12 +61,13 @@ def slug(name: str) -> str:
 
 def _on_text(plan: TextExperiment, out: Path, jobs: int) -> list[Section]:
     configs = {name: model.config(name, **plan.training) for name, model in plan.models.items()}
-    files = _files(plan.models, equal_hidden(configs), out, **plan.training)
-    cache = out / "data"
+    shared = out.parent
+    files = _files(plan.models, equal_hidden(configs), shared, **plan.training)
+    cache = shared / "data"
     _tokenise(configs, cache)
 
     def job(name: str, rate: float, seed: int) -> Job:
-        folder = out / f"{slug(name)}-{rate:g}-{seed}"
+        folder = shared / "runs" / f"{files[name].stem}-{rate:g}-{seed}"
         words = ("train", str(files[name]), f"--learning-rate={rate}", f"--seed={seed}", f"--cache={cache}")
         return Job(f"{name}, {rate:g}, seed {seed}", folder, configs[name].steps, words)
 
@@ -82,22 +84,20 @@ def _on_text(plan: TextExperiment, out: Path, jobs: int) -> list[Section]:
         sections.append(_sweep(bits, best))
     names = {str(folder): name for name, folders in done.items() for folder in folders}
     for task, asked in plan.tasks.items():
-        found = compare(task, asked, None, list(names), 1, out / "eval")
+        found = compare(task, asked, None, list(names), 1, out / "results")
         sections += task_sections(found, names)
     page = report([str(folder) for folders in done.values() for folder in folders])
     return [*page.sections, *sections]
 
 
 def _files(models: Mapping[str, Model], hidden: Mapping[str, int], out: Path, **shared: Any) -> dict[str, Path]:
-    """A configuration file for each model."""
+    """A configuration file for each model, named by what it says: experiments that have a model in common share it."""
     files = {}
     for name, model in models.items():
-        files[name] = out / "models" / f"{slug(name)}.yaml"
         config = dataclasses.asdict(model.config(name, **shared))
         given = {n: config[n] for n in ("model", "mixer", *shared, *model.fields)} | {"hidden": hidden.get(name)}
         text = yaml.safe_dump(given, sort_keys=False)
-        if files[name].exists() and files[name].read_text() != text:
-            raise MirasError(f"{files[name]} describes another model than this experiment's. Write another --out.")
+        files[name] = out / "models" / f"{slug(name)}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
         files[name].parent.mkdir(parents=True, exist_ok=True)
         write_text(files[name], text)
     return files
@@ -156,7 +156,7 @@ def _on_task(plan: TaskExperiment, out: Path) -> list[Section]:
     hidden = {}
     if plan.equal:
         hidden = equal_hidden({name: model.config(name, **shape) for name, model in plan.models.items()})
-    files = _files(plan.models, hidden, out)
+    files = _files(plan.models, hidden, out.parent)
     best, accuracies = {}, {}
     for name in plan.models:
         for rate in plan.rates:

@@ -48,6 +48,7 @@ class Job:
         words += ["--resume"] if (self.out / "config.yaml").exists() else []
         # The environment too: threads that PyTorch starts before it is told otherwise would be in each other's way.
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("wb") as log:
             return subprocess.Popen([sys.executable, "-m", "miras", *words], stderr=log, stdout=log, env=environment)
 

@@ -13,13 +13,15 @@ from miras.train.run import model_config
 
 
 def equal_hidden(configs: Mapping[str, TrainConfig]) -> dict[str, int]:
-    """SwiGLU widths, multiples of 8, that give every model the parameters of the largest one at the usual width."""
-    base = next(iter(configs.values()))
-    usual = model_config(replace(base, hidden=None)).intermediate_size
-    counts = {name: parameters(config, usual) for name, config in configs.items()}
-    unit = parameters(base, usual + 1) - parameters(base, usual)
-    most = max(counts.values())
-    return {name: usual + round((most - count) / unit / 8) * 8 for name, count in counts.items()}
+    """SwiGLU widths, multiples of 8, that give every model the parameters of Yaad at the usual width.
+
+    One yardstick for all sets of models, so that a model has the same width wherever it is compared.
+    """
+    base = replace(next(iter(configs.values())), model="yaad", mixer=None, hidden=None)
+    usual = model_config(base).intermediate_size
+    wanted = parameters(base, usual)
+    unit = parameters(base, usual + 1) - wanted
+    return {n: usual + round((wanted - parameters(config, usual)) / unit / 8) * 8 for n, config in configs.items()}
 
 
 def parameters(config: TrainConfig, hidden: int) -> int:
