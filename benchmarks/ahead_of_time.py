@@ -26,13 +26,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
-from miras.bench.run import commit
 from miras.bias import Huber, Lp
 from miras.engines.triton.engine import run
 from miras.layout import layout
 from miras.retention import Lq
 from miras.rule import Rule
 from miras.train.files import write_text
+from miras.train.provenance import commit
 from miras.variants import variant
 
 RESULTS = Path(__file__).parent / "results" / "kernels.md"

@@ -1,7 +1,7 @@
 """What a chunk costs and what it brings: quality against speed over chunk sizes, from real training runs.
 
     python benchmarks/chunks.py --seeds 2 --threads 1 --jobs 1      # resumes where it stopped
-    python benchmarks/chunks.py --quick --out /tmp/chunks           # some steps, for a check; its numbers mean nothing
+    python benchmarks/chunks.py --quick --out runs/chunks-quick    # some steps, for a check; its numbers mean nothing
 
 Every run is a `miras train` of the tiny model, equal in all but the chunk. Then a training step of each is timed, all
 taking turns. Writes benchmarks/results/chunks.md and docs/chunks.svg.
@@ -19,13 +19,14 @@ from matplotlib.figure import Figure
 
 from miras.bench.entries import build, step
 from miras.bench.progress import Steps
-from miras.bench.run import commit
 from miras.bench.sizes import Sizes
 from miras.bench.timing import alternate
-from miras.demo import cpu, validation_text
-from miras.report.plots import look
+from miras.demo import validation_text
+from miras.report.plots import FILE_STYLE, file_svg, look
+from miras.train.bar import Bar
 from miras.train.files import write_text
 from miras.train.many import Job, train_many
+from miras.train.provenance import commit, cpu
 from miras.train.summary import Summary
 
 ROOT = Path(__file__).parent.parent
@@ -82,8 +83,8 @@ def _speed(entries: list[tuple[str, int]], rounds: int) -> dict[tuple[str, int],
     for label, (name, chunk) in names.items():
         sizes = Sizes(level="model", batch=BATCH // CONTEXT, time=CONTEXT, chunk=chunk)
         calls[label] = step(build(name, sizes), sizes)
-    with Steps(len(calls) * (rounds + 1)) as steps:
-        timings = alternate(calls, rounds, told=steps)
+    with Bar("timed") as bar:
+        timings = alternate(calls, rounds, told=Steps(bar, len(calls) * (rounds + 1)))
     return {names[label]: BATCH / timing.median for label, timing in timings.items()}
 
 
@@ -109,7 +110,7 @@ def _page(bits: dict, speed: dict, first: Summary, args: argparse.Namespace) -> 
 
 
 def _plot(bits: dict, speed: dict, path: Path) -> None:
-    with matplotlib.rc_context({"font.size": 8, "svg.hashsalt": "miras"}):
+    with matplotlib.rc_context(FILE_STYLE):
         figure = Figure(figsize=(5.2, 3.4), layout="constrained")
         axes = figure.subplots()
         for index, name in enumerate(dict.fromkeys(name for name, _ in bits)):
@@ -123,7 +124,7 @@ def _plot(bits: dict, speed: dict, path: Path) -> None:
         axes.set_xlabel("tokens per second of a training step")
         axes.set_ylabel("validation bits per byte")
         axes.legend(title="numbers: chunk")
-        figure.savefig(path, format="svg", metadata={"Date": None, "Creator": "benchmarks/chunks.py"})
+        write_text(path, file_svg(figure, "benchmarks/chunks.py"))
 
 
 if __name__ == "__main__":

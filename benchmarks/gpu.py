@@ -38,11 +38,11 @@ from miras.bench.entries import autocast, build, step, useful_flops
 from miras.bench.flops import BACKWARD, layer_flops
 from miras.bench.sizes import DTYPES, Sizes
 from miras.bench.timing import Timing, alternate, machine_calls, machine_speed
-from miras.demo import cpu
 from miras.rule import Rule
 from miras.train.config import SIZES
 from miras.train.files import write_text
 from miras.train.progress import say
+from miras.train.provenance import cpu
 from miras.variants import variant
 
 RESULTS = Path(__file__).parent / "results"

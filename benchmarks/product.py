@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from cases import ALGORITHMS, BIASES, MEMORIES, RETENTIONS, product  # noqa: E402
 from contract import Errors, check, recall_not_promised  # noqa: E402
 
-from miras.bench.run import commit  # noqa: E402
+from miras.train.provenance import commit  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "product.md"
 FOLDER = ROOT / "runs" / "product"

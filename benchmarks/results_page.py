@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from miras.bench.run import commit
-from miras.train.summary import versions
+from miras.train.provenance import commit, versions
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ import os
 import statistics
 from pathlib import Path
 
-from miras.demo import FULL, MODELS, commit, cpu, job, validation_text
+from miras.demo import FULL, MODELS, job, validation_text
 from miras.train.config import TrainConfig
 from miras.train.many import train_many
 from miras.train.parameters import equal_hidden
+from miras.train.provenance import commit, cpu
 
 RESULTS = Path(__file__).parent / "results" / "demo_seeds.md"
 BASELINES = ("gated_deltanet", "transformer")

@@ -30,8 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miras import variants
-from miras.bench.run import commit
 from miras.model import Miras
+from miras.train.provenance import commit
 
 MODELS = ("moneta", "yaad", "memora")
 CHUNKS = (16, 64)

@@ -29,6 +29,7 @@ from miras.bench.sizes import Sizes
 from miras.bench.timing import Timing, alternate, machine_calls, machine_speed
 from miras.errors import MirasError
 from miras.hf import MirasConfig, MirasForCausalLM
+from miras.train.bar import Bar
 from miras.train.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "cpu.md"
@@ -318,7 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> list[Target]:
     torch.set_num_threads(options.threads)
     scale = replace(QUICK if options.quick else FULL, memory=not options.no_memory)
     scale = replace(scale, rounds=1 if options.quick else options.rounds)
-    with Steps(200 if not options.quick else 100) as steps:
+    with Bar("measured") as bar:
+        steps = Steps(bar, 200 if not options.quick else 100)
         parts, targets = [], []
         for part in (layers, long, models):
             measured, found = part(scale, steps)

@@ -22,7 +22,7 @@ from miras import algorithm, bias, memory, retention
 from miras.attention import Attention
 from miras.errors import UsageError
 from miras.registry import Axis, choices
-from miras.report.plots import file_svg
+from miras.report.plots import FILE_STYLE, file_svg
 from miras.rule import Rule
 from miras.variants import VARIANTS, variant
 from miras.weights import COLUMNS, ROWS, Leaf
@@ -32,24 +32,15 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5
 GREY = "#9A9A9A"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: small, searchable
-    "svg.hashsalt": "miras",  # ids that do not change from run to run
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
-    "font.size": 8,
+    **FILE_STYLE,
     "axes.titlesize": 8,
     "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.5,
+    "legend.frameon": True,
     "legend.framealpha": 0.8,
     "legend.edgecolor": "none",
     "legend.fontsize": 7,
     "lines.linewidth": 1.4,
     "path.simplify_threshold": 0.5,
-    "figure.facecolor": "white",
 }
 
 

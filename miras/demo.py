@@ -8,9 +8,7 @@ train` in a process of its own, so that its memory is its own, and resumes where
 from __future__ import annotations
 
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -31,7 +29,8 @@ from miras.train.config import TrainConfig
 from miras.train.files import read_metrics, write_json
 from miras.train.many import Job, train_many
 from miras.train.parameters import equal_hidden
-from miras.train.summary import Summary, versions
+from miras.train.provenance import commit, cpu, versions
+from miras.train.summary import Summary
 
 MODELS = ("moneta", "yaad", "memora", "gated_deltanet", "transformer")
 PROMPT = "def read(self, path):\n"
@@ -197,19 +196,3 @@ def _decode(folder: Path, text: TokenWindows, plan: Plan) -> dict[str, Any]:
         "state_bytes": {str(c): sum(s.nbytes for s in after) for c, after in states.items()},
         "sample": {"prompt": PROMPT, "text": "".join(pieces)},
     }
-
-
-def cpu() -> str:
-    """The processor's name and number of cores."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def commit() -> str | None:
-    """The commit of the source tree, where the package runs from one."""
-    done = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    )
-    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -215,7 +215,7 @@ def test_operators_are_the_matrices_that_they_stand_for(width, axis):
         if w == 1
         else torch.randn(2, n, tokens, tokens, w).double()
     )
-    outer = miras.rule.Outer(torch.randn_like(u), torch.randn_like(x))
+    outer = miras.weights.Outer(torch.randn_like(u), torch.randn_like(x))
     for operator in (scaled, Unrolled(scaled, outer, coef), PerToken(torch.randn(2, n, tokens, o, i).double())):
         dense = operator.matrix if isinstance(operator, PerToken) else operator.dense()
         assert_same(operator.mv(x), torch.einsum("...toi,...ti->...to", dense, x), 1e-13)
@@ -230,7 +230,7 @@ def test_a_decay_per_channel_is_the_same_by_blocks_and_written_out(axis, diagona
     monkeypatch.setattr("miras.weights.BLOCK", 4)  # 4 blocks of 4, 3 of 4, 7 of 1
     o, i, n = 5, 3, 2
     x = torch.randn(2, n, tokens, i).double()
-    outer = miras.rule.Outer(torch.randn(2, n, tokens, o).double(), torch.randn(2, n, tokens, i).double())
+    outer = miras.weights.Outer(torch.randn(2, n, tokens, o).double(), torch.randn(2, n, tokens, i).double())
     log = -torch.rand(2, n, tokens, o if axis == -2 else i).double().cumsum(-2)
     rows = log if diagonal == 0 else F.pad(log[..., :-1, :], (0, 0, 1, 0))
     bases = Scaled((torch.randn(2, n, o, i).double(),), rows.exp().unsqueeze(-2), axis)
@@ -245,7 +245,7 @@ def test_a_decay_per_channel_is_the_same_by_blocks_and_written_out(axis, diagona
 def test_a_linearised_link_is_the_matrix_that_it_stands_for(simplex, slope):
     o, i, tokens, n = 5, 3, 4, 2
     x = torch.randn(2, n, tokens, i).double()
-    outer = miras.rule.Outer(torch.randn(2, n, tokens, o).double(), torch.randn(2, n, tokens, i).double())
+    outer = miras.weights.Outer(torch.randn(2, n, tokens, o).double(), torch.randn(2, n, tokens, i).double())
     bases = Scaled((torch.randn(2, n, o, i).double(),), torch.randn(2, n, tokens, 1, 1).double(), None)
     change = Unrolled(bases, outer, torch.randn(2, n, tokens, tokens, 1).double().tril_())
     slope = torch.randn(2, n, *slope).double()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import platform
-import shutil
-import subprocess
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +17,9 @@ from miras.bench.profile import shares
 from miras.bench.progress import Steps
 from miras.bench.sizes import Sizes
 from miras.bench.timing import Timing, alternate, machine_calls, machine_speed
-from miras.demo import cpu
 from miras.errors import MirasError
-from miras.train.summary import versions
+from miras.train.bar import Bar
+from miras.train.provenance import commit, cpu, versions
 
 # A call that is expected to take longer, by what a shorter one took, is left out.
 PATIENCE = 120.0
@@ -87,7 +84,8 @@ def bench(plan: Plan, command: str = "") -> dict[str, Any]:
     """
     rows: list[dict[str, Any]] = []
     speeds: dict[str, dict[str, float]] = {}
-    with Steps(plan.steps) as steps:
+    with Bar("measured") as bar:
+        steps = Steps(bar, plan.steps)
         for time in plan.times:
             found, speeds[str(time)] = _length(plan, time, rows, steps)
             rows += found
@@ -214,15 +212,6 @@ def machine(device: str) -> dict[str, Any]:
     """The hardware in words and numbers."""
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
     return {"cpu": cpu(), "gpu": gpu, "threads": torch.get_num_threads(), "system": platform.platform(terse=True)}
-
-
-def commit() -> str | None:
-    """The commit of the source tree that runs, with -dirty after changes; None outside a repository."""
-    if shutil.which("git") is None:
-        return None
-    words = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(words, capture_output=True, text=True)
-    return done.stdout.strip() or None if done.returncode == 0 else None
 
 
 def _peer_versions(names: Iterable[str]) -> dict[str, str]:

@@ -12,9 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
 from miras.data import load_corpus
 from miras.errors import UsageError, near
 from miras.evaluate.intervals import interval
@@ -24,12 +21,10 @@ from miras.evaluate.tasks import LanguageTask, SyntheticTask, Task
 from miras.evaluate.tasks.base import Report, Row
 from miras.evaluate.tasks.settings import changed, shown
 from miras.registry import to_config
+from miras.train.bar import Bar
 from miras.train.files import write_json
 from miras.train.progress import say
-from miras.train.summary import versions
-
-PLAIN_EVERY = 20.0
-"""Seconds between lines where there is no terminal."""
+from miras.train.provenance import versions
 
 
 class Mean(NamedTuple):
@@ -167,7 +162,7 @@ def _result(task: Task, about: dict[str, Any], seed: int, out: Path, again: bool
         say(f"{label}: from {path}")
         return json.loads(path.read_text(encoding="utf-8"))
     start = time.perf_counter()
-    with _Bar(label) as bar:
+    with Bar(label) as bar:
         rows, size = _measure(task, about, bar)
     result = {**about, "model": {**about["model"], **size}, "seconds": time.perf_counter() - start, "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -188,29 +183,3 @@ def _measure(task: Task, about: dict[str, Any], report: Report) -> tuple[list[Ro
     heads, head_dim = model.config.num_attention_heads, model.config.hidden_size // model.config.num_attention_heads
     state = sum(mixer.state_bytes(heads, head_dim, head_dim, longest) for mixer in model.config.mixers())
     return rows, {"parameters": model.num_parameters(), "state_bytes": state}
-
-
-class _Bar:
-    """A `Report`: a progress bar on a terminal, elsewhere a line every now and then."""
-
-    def __init__(self, label: str) -> None:
-        self.label, self.said = label, time.monotonic()
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[said]}"))
-        self.bar = Progress(
-            *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
-        )
-        self.task = self.bar.add_task(label, said="")
-
-    def __enter__(self) -> _Bar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def __call__(self, done: int, of: int, said: str) -> None:
-        self.bar.update(self.task, completed=done, total=of, said=f"{done}/{of} {said}")
-        if self.bar.disable and time.monotonic() - self.said > PLAIN_EVERY:
-            self.said = time.monotonic()
-            say(f"{self.label}: {done}/{of} {said}")

@@ -9,9 +9,7 @@ from pathlib import Path
 from rich.table import Table as RichTable
 
 from miras.bench.flops import BACKWARD, model_flops
-from miras.bench.run import commit
 from miras.bench.sizes import Sizes
-from miras.demo import cpu
 from miras.experiments import EXPERIMENTS, SCALES
 from miras.experiments.plan import Experiment, TaskExperiment
 from miras.experiments.run import as_json, run
@@ -21,6 +19,7 @@ from miras.report.table import Table, words
 from miras.report.words import Facts
 from miras.train.config import TrainConfig
 from miras.train.files import write_text
+from miras.train.provenance import commit, cpu
 from miras.train.run import model_config
 
 GPUS, UTILISED, PEAK = 8, 0.35, 989e12

@@ -25,7 +25,7 @@ from miras.report.text import counted
 from miras.report.words import Facts
 from miras.rule import Rule
 from miras.train.files import write_json
-from miras.train.summary import versions
+from miras.train.provenance import versions
 
 
 class Found(NamedTuple):

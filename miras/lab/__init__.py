@@ -2,10 +2,10 @@
 
 from miras.lab.compare import compare as compare
 from miras.lab.entry import Entry as Entry
+from miras.lab.entry import deep as deep
 from miras.lab.entry import entry as entry
+from miras.lab.entry import matrix as matrix
 from miras.lab.scenarios import SCENARIOS as SCENARIOS
-from miras.lab.scenarios import deep as deep
-from miras.lab.scenarios import matrix as matrix
 from miras.lab.stream import Asked as Asked
 from miras.lab.stream import Scenario as Scenario
 from miras.lab.stream import Stream as Stream

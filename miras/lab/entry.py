@@ -6,11 +6,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from miras.algorithm import Algorithm, GradientDescent
+from miras.bias import Bias
 from miras.errors import UsageError, near
+from miras.memory import MLP, Linear, Memory
 from miras.mixer import Mixer
+from miras.retention import L2, Retention
 from miras.rule import Rule
 from miras.train.config import load_config
-from miras.variants import VARIANTS, variant
+from miras.variants import DEFAULT_CHUNK, VARIANTS, variant
 
 ETA, LOG_ALPHA = "eta", "log_alpha"
 
@@ -49,6 +53,17 @@ class Entry:
     def values(self) -> dict[str, float]:
         """All gates that are numbers."""
         return {g.name: self.gates.get(g.name, g.init) for g in self.rule.gates if not g.vector}
+
+
+def deep(bias: Bias, retention: Retention | None = None, algorithm: Algorithm | None = None) -> Rule:
+    """A twin of Yaad: its memory, its chunk and, where nothing else is said, its retention and algorithm."""
+    retention, algorithm = retention or L2(to="initial"), algorithm or GradientDescent(rate="input")
+    return Rule(MLP(), bias, retention, algorithm, DEFAULT_CHUNK)
+
+
+def matrix(bias: Bias, retention: Retention | None = None, memory: Memory | None = None) -> Rule:
+    """A twin of Gated DeltaNet: a matrix that starts at zero and learns at every token."""
+    return Rule(memory or Linear(), bias, retention or L2(), GradientDescent())
 
 
 def entry(name: str, mixer: Mixer | None = None, tau: float | None = None) -> Entry:

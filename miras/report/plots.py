@@ -56,8 +56,8 @@ _STYLE: dict[Any, Any] = {
 }
 # A drawing in a file of its own has no page around it.
 FILE_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "miras",
+    "svg.fonttype": "none",  # text stays text: small, searchable
+    "svg.hashsalt": "miras",  # ids that do not change from run to run
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
     "font.size": 8,
     "axes.spines.top": False,

@@ -32,7 +32,8 @@ from miras.train.files import keep_metrics
 from miras.train.memory import PeakMemory
 from miras.train.optimizer import make_optimizer
 from miras.train.progress import Reporter, no_bars, say
-from miras.train.summary import Summary, versions
+from miras.train.provenance import versions
+from miras.train.summary import Summary
 
 LINES = 500
 """At most about so many lines of metrics."""

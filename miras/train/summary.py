@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
-import miras
 from miras.train.files import write_json
 
 
@@ -63,13 +58,3 @@ class Summary:
     def read(path: Path) -> Summary:
         """Read what `write` wrote."""
         return Summary(**json.loads(path.read_text()))
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the libraries that decide about numbers."""
-    return {
-        "miras": miras.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }

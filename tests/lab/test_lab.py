@@ -12,7 +12,8 @@ from miras.bias import L2, Huber
 from miras.cli import main
 from miras.errors import UsageError
 from miras.lab import SCENARIOS, Asked, Stream, compare, deep, entry, matrix, probe, watch
-from miras.lab.scenarios import Conflicts, Drift, Extreme, Neighbours, Outliers, Overload, Sensor, Silence
+from miras.lab.maps import Drift, Extreme, Outliers, Sensor
+from miras.lab.pairs import Conflicts, Neighbours, Overload, Silence
 from miras.lab.watch import LAGS
 from miras.memory import Linear
 from miras.retention import NoRetention

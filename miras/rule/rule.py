@@ -14,24 +14,25 @@ Sizes: B batch, T time, H heads, D head size, C tokens of a chunk; a matrix has 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from miras.algorithm import Algorithm, Implicit, LeastSquares, MiniBatch
+from miras.algorithm import Algorithm, Implicit, LeastSquares
 from miras.algorithm.base import Slots
 from miras.algorithm.least_squares import RIDGE
-from miras.bias import L2, Bias, Erase
+from miras.bias import Bias, Erase
 from miras.errors import UsageError
 from miras.gates import GAMMA, Gate
 from miras.inputs import LEARNED, Inputs
-from miras.memory import Linear, Memory
+from miras.memory import Memory
 from miras.mixer import Mixer
 from miras.registry import choices, from_config
-from miras.retention import EuclideanRetention, Retention, SlopedRetention, TwoSided
+from miras.retention import EuclideanRetention, Retention, SlopedRetention
+from miras.rule.composition import conflicts, formula
 from miras.state import BatchState
 from miras.weights import COLUMNS, ROWS, Leaf, Outer, Weights, along
 
@@ -131,58 +132,9 @@ class Rule(Mixer):
                 raise UsageError(f"Rule: {name} must be {known[0]!r} or {known[1]!r}, got {getattr(self, name)!r}.")
         if self.chunk == 1:
             object.__setattr__(self, "step_at", "token")
-        for conflict in self._conflicts():
+        for conflict in conflicts(self):
             raise UsageError(f"Rule: {conflict}")
         object.__setattr__(self, "link_at", self._link_at())
-
-    def _conflicts(self) -> Iterator[str]:
-        """Why the choices do not go together, and what to write."""
-        matrix, l2 = isinstance(self.memory, Linear), isinstance(self.bias, L2) and not self.bias.clip
-        euclidean = isinstance(self.retention, EuclideanRetention)
-        if self.gradient_at == "decayed" and not euclidean:
-            yield (
-                f"gradient_at='decayed' needs a retention whose link is the identity (NoRetention, L2); "
-                f"{self.retention} has another. Write gradient_at='previous'."
-            )
-        if self.gradient_at == "decayed" and self.first_order:
-            yield "first_order=True goes with gradient_at='previous'."
-        if self.retention.singular_at_zero and any(leaf.std == 0 for leaf in self.memory.leaves(8, 8).values()):
-            yield (
-                f"{self.retention} is singular or dead at a zero matrix, where {self.memory} starts. "
-                f"Write {type(self.memory).__name__}(start='learned')."
-            )
-        if isinstance(self.bias, Erase) and not matrix:
-            yield f"Erase names keys of a matrix, and {self.memory} is none. Write memory=Linear()."
-        if isinstance(self.retention, TwoSided) and not matrix:
-            yield f"TwoSided decays keys and values of a matrix, and {self.memory} is none. Write memory=Linear()."
-        if isinstance(self.algorithm, Implicit) and not (matrix and l2 and euclidean and self.chunk == 1):
-            yield (
-                "Implicit is in closed form for Linear memory, L2 bias without clip, NoRetention or L2 and chunk 1 "
-                f"only, got {self.memory}, {self.bias}, {self.retention}, chunk {self.chunk}. Write GradientDescent()."
-            )
-        if isinstance(self.algorithm, LeastSquares):
-            from_zero = matrix and self.retention.to == "zero" and not any(x.std for x in self.leaves(8, 8).values())
-            if not (from_zero and l2 and euclidean and self.chunk == 1):
-                yield (
-                    "LeastSquares is in closed form for Linear memory that starts at and decays to zero, L2 bias "
-                    f"without clip, NoRetention or L2 and chunk 1 only, got {self.memory}, {self.bias}, "
-                    f"{self.retention}, chunk {self.chunk}. Write GradientDescent()."
-                )
-        if self.window > 1:
-            special = isinstance(self.bias, Erase) or isinstance(self.algorithm, LeastSquares)
-            if special or self.algorithm.steps > 1 or self.gradient_at == "decayed":
-                yield (
-                    f"a window goes with neither Erase, LeastSquares, several steps a token nor gradient_at='decayed', "
-                    f"got {self.bias}, {self.algorithm}, gradient_at={self.gradient_at!r}. Write window=1."
-                )
-        if self.step_at == "chunk":
-            own = isinstance(self.algorithm, LeastSquares | MiniBatch | Implicit) or self.algorithm.steps > 1
-            if own or self.gradient_at == "decayed" or isinstance(self.retention, TwoSided):
-                yield (
-                    "step_at='chunk' sums gradients at the memory before it for one step, which goes with neither "
-                    f"LeastSquares, MiniBatch, Implicit, several steps, TwoSided nor gradient_at='decayed', got "
-                    f"{self.algorithm}, {self.retention}, gradient_at={self.gradient_at!r}. Write step_at='token'."
-                )
 
     def _link_at(self) -> Literal["token", "chunk"]:
         if self.link_at not in (None, "token", "chunk"):
@@ -404,29 +356,7 @@ class Rule(Mixer):
     @property
     def formula_of_update(self) -> str:
         """The update in one line of plain characters."""
-        identity = isinstance(self.retention, EuclideanRetention)
-        a, keep = "W" if identity else "A", "alpha_t " if self.retention.gates else ""
-        if isinstance(self.algorithm, LeastSquares):
-            return ", ".join(self.algorithm.law).replace("{keep}", keep)
-        at = "alpha_t W_{t-1}" if self.gradient_at == "decayed" else "W_{t-1}" if self.chunk == 1 else "W_chunk"
-        grad = f"grad L({at}; k_t, v_t)"
-        if isinstance(self.bias, Erase):
-            past = f"({at}) e_t" if " " in at else f"{at} e_t"
-            grad = f"({past} - v_t) k_t^T" if self.bias.along == "key" else f"({past} b_t^T - v_t k_t^T)"
-        if self.window > 1:
-            grad = f"sum_{{s = t-{self.window - 1}..t}} gamma_s grad L({at}; k_s, v_s)"
-        if self.step_at == "chunk":
-            grad = f"sum_{{t in chunk}} eta_t {grad}"
-        step, *rest = (part.replace("{grad}", grad) for part in self.algorithm.law)
-        if self.step_at == "chunk":
-            step = step.removeprefix("eta_t ")
-        if self.algorithm.steps > 1:
-            rest.append(f"{self.algorithm.steps} such steps a token")
-        if self.retention.law:
-            return ", ".join([self.retention.law.replace("{step}", step), *rest])
-        home = self.retention.to == "initial" and keep
-        past = f"{a}_0 + {keep}({a}_{{t-1}} - {a}_0)" if home else f"{keep}{a}_{{t-1}}"
-        return ", ".join([f"{a}_t = {past} - {step}", *rest, *([] if identity else ["W_t = link(A_t)"])])
+        return formula(self)
 
     def state_bytes(self, heads: int, d_k: int, d_v: int, tokens: int) -> int:
         del tokens  # the point of a fixed-size memory
