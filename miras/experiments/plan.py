@@ -26,7 +26,7 @@ class Scale:
         far: how far the loss is followed, in tokens.
         scratch: how synthetic tasks are learned.
         recall: the task of multi-query recall.
-        rates: learning rates; each model gets the one of these that is best for it with the first seed.
+        rates: learning rates, tried with the first seed from the lowest on as long as the loss falls.
         scratch_rates: the same for synthetic tasks.
         seeds: how many.
     """
@@ -120,7 +120,7 @@ class TextExperiment:
         claim: what the paper says.
         models: by name.
         training: fields of `TrainConfig` that they share.
-        rates: learning rates to choose from.
+        rates: learning rates to choose from, tried from the lowest on as long as the loss falls.
         seeds: how many.
         baseline: the model that the others are compared with.
         tasks: asked of every trained model.
