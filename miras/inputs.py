@@ -10,6 +10,7 @@ from miras.errors import UsageError
 WORDS = {
     "alpha": ("layer", "head", "channel", "none", "retnet", "lightning", "dt"),
     "eta": ("layer", "head", "one", "dt"),
+    "delta": ("layer", "constant"),
     "key": ("own", "forgotten"),
     "query": ("own", "corrected"),
 }
@@ -24,6 +25,7 @@ class Inputs:
             constant per head as in RetNet, 1 - 2^(-5 - h), or in Lightning attention, exp(-8 h / H); "dt", Mamba2's
             exp(-A dt).
         eta: learning rate: "layer"; "head", always per head; "one"; "dt", Mamba2's time step.
+        delta: threshold of `Huber`: "layer", a map of the token, or "constant", a learned number per head.
         key: "own", a map of the token, or "forgotten", 1 - alpha (HGRN2).
         query: "own", or "corrected", q - d k with a learned d per head (Comba).
 
@@ -33,6 +35,7 @@ class Inputs:
 
     alpha: Literal["layer", "head", "channel", "none", "retnet", "lightning", "dt"] = "layer"
     eta: Literal["layer", "head", "one", "dt"] = "layer"
+    delta: Literal["layer", "constant"] = "layer"
     key: Literal["own", "forgotten"] = "own"
     query: Literal["own", "corrected"] = "own"
 

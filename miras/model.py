@@ -21,7 +21,7 @@ from miras.errors import UsageError
 from miras.layer import LayerState, MirasLayer
 from miras.layout import Layout, layout
 from miras.mixer import Mixer
-from miras.sources import Eraser, GateMaker, ShortConv, Sources, TimeStep
+from miras.sources import Eraser, GateConstant, GateMaker, ShortConv, Sources, TimeStep
 
 INIT_STD = 0.02
 
@@ -139,7 +139,7 @@ def init_module(module: nn.Module, layers: int) -> None:
         nn.init.normal_(module.weight, std=INIT_STD)
     elif isinstance(module, nn.RMSNorm):
         nn.init.ones_(module.weight)
-    elif isinstance(module, MirasLayer | ShortConv | GateMaker | TimeStep | Eraser | Sources):
+    elif isinstance(module, MirasLayer | ShortConv | GateMaker | GateConstant | TimeStep | Eraser | Sources):
         module.reset_parameters()
     if isinstance(module, SwiGLU | MirasLayer):
         # Children come first in `apply`, so this is the last word on the maps that write into the stream.

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from miras.bias import Erase
 from miras.errors import UsageError
-from miras.gates import ETA, RHO, Gate
+from miras.gates import DELTA, ETA, RHO, Gate
 from miras.layout import Layout, take
 from miras.rule import Rule
 
@@ -140,6 +140,32 @@ class GateMaker(nn.Module):
         return self.gate.squash(raw + self.bias.to(raw.dtype))
 
 
+class GateConstant(nn.Module):
+    """One gate that no input changes: squash(b), a learned number per head.
+
+    Args:
+        heads: number of heads.
+        gate: what to make.
+        init: value of each head at the start.
+    """
+
+    def __init__(self, heads: int, gate: Gate, init: list[float]) -> None:
+        super().__init__()
+        self.gate, self.init = gate, init
+        self.bias = nn.Parameter(torch.empty(heads, 1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """At the initial values."""
+        with torch.no_grad():
+            self.bias.copy_(torch.tensor([self.gate.unsquash(x) for x in self.init])[:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, H, 1], at least float32."""
+        value = self.gate.squash(self.bias.to(torch.promote_types(self.bias.dtype, torch.float32)))
+        return value.expand(*x.shape[:2], *value.shape)
+
+
 class TimeStep(nn.Module):
     """Mamba2's tied gates (arXiv 2405.21060): dt = softplus(W x + b), eta = dt, log alpha = -A dt, one A > 0 a head.
 
@@ -226,14 +252,17 @@ class Sources(nn.ModuleDict):
         super().__init__()
         self.rule, self.heads = rule, heads
         for gate in rule.gates:
-            if gate.vector or gate.name == RHO.name or self._word(gate) not in ("layer", "head", "channel"):
+            if gate.vector or gate.name == RHO.name or self._word(gate) not in ("layer", "head", "channel", "constant"):
                 continue
             wide = gate.channel and (per if self._word(gate) == "layer" else self._word(gate)) == "channel"
             if wide and (reason := rule.channel_conflict(head_dim, head_dim)):
                 raise UsageError(f"MirasLayer: {reason}; write gates='head'.")
             many = 1 if gate in rule.retention.gates else rule.algorithm.steps
             init = self._init(gate, context) * many
-            self[gate.name] = GateMaker(dim, heads * many, gate, head_dim if wide else 1, rank, init)
+            if self._word(gate) == "constant":
+                self[gate.name] = GateConstant(heads * many, gate, init)
+            else:
+                self[gate.name] = GateMaker(dim, heads * many, gate, head_dim if wide else 1, rank, init)
         self.tied = TimeStep(dim, heads) if rule.inputs.eta == "dt" else None
         self.eraser = None
         if isinstance(rule.bias, Erase):
@@ -255,7 +284,7 @@ class Sources(nn.ModuleDict):
         """What `rule.inputs` says of a gate."""
         if gate.name.startswith("log_"):
             return self.rule.inputs.alpha
-        return self.rule.inputs.eta if gate.name == ETA.name else "layer"
+        return {ETA.name: self.rule.inputs.eta, DELTA.name: self.rule.inputs.delta}.get(gate.name, "layer")
 
     def _init(self, gate: Gate, context: int) -> list[float]:
         """Initial value per head. Time constants of retention are spread over the heads, on a log scale up to the
@@ -280,7 +309,7 @@ class Sources(nn.ModuleDict):
             k: keys [B, n T, H, d] for n steps a token; None where they are made from the forgetting.
             position: place of each token in its sequence, int64 [B, T].
         """
-        gates = {name: make(x) for name, make in self.items() if isinstance(make, GateMaker)}
+        gates = {name: make(x) for name, make in self.items() if isinstance(make, GateMaker | GateConstant)}
         like = torch.zeros(
             *x.shape[:2], self.heads, 1, device=x.device, dtype=torch.promote_types(q.dtype, torch.float32)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,11 +16,12 @@ from miras.algorithm import GradientDescent, Momentum
 from miras.attention import Attention
 from miras.bias import L1, Huber
 from miras.errors import UsageError
+from miras.inputs import Inputs
 from miras.layer import LayerState, MirasLayer
 from miras.layout import layout
 from miras.memory import MLP, Vector
 from miras.retention import KL, L2
-from miras.sources import SHORTEST, SLOW_DECAY, GateMaker, ShortConv
+from miras.sources import SHORTEST, SLOW_DECAY, GateConstant, GateMaker, ShortConv
 from miras.state import tensors
 
 DIM, HEADS, CHUNK, LENGTH = 32, 2, 4, 13
@@ -309,6 +311,19 @@ def given(name: str, **options) -> dict[str, Tensor]:
     x, q, k = torch.randn(1, 3, DIM), torch.randn(1, 3, 4, DIM // 4), torch.randn(1, 3, 4, DIM // 4)
     q_read, k_read, gates = layer.gates(x, q, k if layer.keys else None, torch.tensor([[15, 16, 17]]))
     return {"q": q, "k": k, "q_read": q_read, "k_read": k_read, **gates}
+
+
+def test_a_constant_delta_is_learned_and_the_same_for_all_tokens():
+    rule = replace(variants.yaad(), inputs=Inputs(delta="constant"))
+    layer = MirasLayer(DIM, HEADS, rule, gates="channel")
+    y, _ = layer(torch.randn(2, 9, DIM))
+    y.square().sum().backward()
+    made = layer.gates["delta"]
+    assert isinstance(made, GateConstant) and [p.shape for p in made.parameters()] == [(HEADS, 1)]
+    assert made.bias.grad is not None and made.bias.grad.abs().min() > 0
+    torch.testing.assert_close(made(torch.randn(2, 9, DIM)), torch.ones(2, 9, HEADS, 1))
+    with pytest.raises(UsageError, match="delta must be one of layer, constant"):
+        Inputs(delta="fixed")
 
 
 def test_models_with_gates_of_their_own_get_them():

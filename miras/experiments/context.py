@@ -15,7 +15,7 @@ def context(scale: Scale) -> TextExperiment:
         "Perplexity falls with the training context from 2K to 32K, and all three stay below the baselines (figure 3).",
         {f"{name}, {length:,}": model(name, context=length) for length in lengths for name in names},
         scale.training,
-        (sorted(scale.rates)[len(scale.rates) // 2],),
+        (scale.rate,),
         scale.seeds,
         f"gated_deltanet, {lengths[0]:,}",
         {"positions": Positions(length=scale.far)},

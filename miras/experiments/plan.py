@@ -42,6 +42,11 @@ class Scale:
     scratch_rates: tuple[float, ...]
     seeds: int = 3
 
+    @property
+    def rate(self) -> float:
+        """The one learning rate of an experiment that tries none: in the middle, the lower of two."""
+        return sorted(self.rates)[(len(self.rates) - 1) // 2]
+
 
 SCALES: Mapping[str, Scale] = {
     "laptop": Scale(
@@ -52,7 +57,7 @@ SCALES: Mapping[str, Scale] = {
         16_384,
         ScratchConfig(steps=1500, batch=2048),
         MQAR(512, train=((32, 4), (64, 8)), test=((32, 4), (64, 8), (64, 16), (128, 32))),
-        (2e-3, 4e-3, 8e-3),
+        (1e-3, 2e-3, 4e-3, 8e-3),
         (2.5e-3, 5e-3),
     ),
     "gpu": Scale(
