@@ -18,17 +18,8 @@ from miras.engines.triton.parts import norm, norm_back, norm_back_back
 
 
 @triton.jit
-def surprise(
-    z,
-    k,
-    v,
-    gate,
-    gamma,
-    beta,
-    D: tl.constexpr,
-    MODEL: tl.constexpr,
-):
-    """The gradient u of the loss by z."""
+def _forward(z, k, v, gate, gamma, beta, D: tl.constexpr, MODEL: tl.constexpr):
+    """y, n, rstd and g, which is not yet clipped."""
     y, n, rstd = z, z, z
     if MODEL.norm:
         n, rstd = norm(z, D)
@@ -36,31 +27,22 @@ def surprise(
     if MODEL.residual:
         y += k
     g = gradient(y, v, gate, D, MODEL)
+    return y, n, rstd, g
+
+
+@triton.jit
+def surprise(z, k, v, gate, gamma, beta, D: tl.constexpr, MODEL: tl.constexpr):
+    """The gradient u of the loss by z."""
+    _, n, rstd, g = _forward(z, k, v, gate, gamma, beta, D, MODEL)
     if MODEL.clip:
         g = shorten(g, 1.0 * D)
     return norm_back(g * gamma, n, rstd, D) if MODEL.norm else g
 
 
 @triton.jit
-def surprise_back(
-    cotangent,
-    z,
-    k,
-    v,
-    gate,
-    gamma,
-    beta,
-    D: tl.constexpr,
-    MODEL: tl.constexpr,
-):
+def surprise_back(cotangent, z, k, v, gate, gamma, beta, D: tl.constexpr, MODEL: tl.constexpr):
     """The cotangents of z, k, v, gate, gamma and beta from that of u, all of them [tokens, D]."""
-    y, n, rstd = z, z, z
-    if MODEL.norm:
-        n, rstd = norm(z, D)
-        y = n * gamma + beta
-    if MODEL.residual:
-        y += k
-    g = gradient(y, v, gate, D, MODEL)
+    y, n, rstd, g = _forward(z, k, v, gate, gamma, beta, D, MODEL)
     clipped = shorten(g, 1.0 * D) if MODEL.clip else g
     to_g, to_z, to_gamma = cotangent, tl.zeros_like(z), tl.zeros_like(z)
     if MODEL.norm:

@@ -86,7 +86,7 @@ def learn_kernel(
     ROWS: tl.constexpr = COPIES + C
     # A loop over one tile that the compiler knows to be one, it dissolves; at d = 128 that takes more registers.
     stop = length if D > 64 else C
-    tile, part = tl.arange(0, TILE)[:, None], tl.arange(0, PART)[:, None]
+    tile, part = tl.arange(0, TILE), tl.arange(0, PART)
     c, hidden = tl.arange(0, D)[:, None], tl.arange(0, BLOCK)[None, :]
     at1, at2 = c * HIDDEN + hidden, hidden * D + c
     home1 += h * SIZE
@@ -109,7 +109,7 @@ def learn_kernel(
         # x, s'(a) where u2 will stand, and z.
         for begin_t in tl.range(0, stop, TILE, disable_licm=True):
             t = begin_t + tile
-            at = t * HIDDEN + hidden
+            at = t[:, None] * HIDDEN + hidden
             keys = tokens(k_here, t, LIMIT, D, D)
             outer = tl.zeros((TILE, D), SUM)
             for begin in tl.range(0, HIDDEN, BLOCK, disable_licm=True):
@@ -158,7 +158,7 @@ def learn_kernel(
                 slot2 = keep * dual2 + keep_slot * slot2
             for begin_t in tl.range(0, stop, TILE, disable_licm=True):
                 t = begin_t + tile
-                at = t * HIDDEN + hidden
+                at = t[:, None] * HIDDEN + hidden
                 narrow1, narrow2 = tokens(left1_here, t, LIMIT, D, D), tokens(k_here, t, LIMIT, D, D)
                 u2 = product(narrow1, w1, OPERAND, SUM) / MODEL.rate1
                 u2 *= load(left2_here + at + begin, t, LIMIT)

@@ -201,7 +201,7 @@ def learn_back_kernel(
     NEXT: tl.constexpr = ROWS * ROW_WIDTH
     # A loop over one tile that the compiler knows to be one, it dissolves; at d = 128 that takes more registers.
     stop = length if D > 64 else C
-    tile, part = tl.arange(0, TILE)[:, None], tl.arange(0, PART)[:, None]
+    tile, part = tl.arange(0, TILE), tl.arange(0, PART)
     c, hidden = tl.arange(0, D)[:, None], tl.arange(0, BLOCK)[None, :]
     at1, at2 = c * HIDDEN + hidden, hidden * D + c
     own = n * heads + h
@@ -235,7 +235,7 @@ def learn_back_kernel(
         # Through the update: to u2 and x, in `scratch`, and to u1 and the keys.
         for begin_t in tl.range(0, stop, TILE, disable_licm=True):
             t = begin_t + tile
-            at = t * HIDDEN + hidden
+            at = t[:, None] * HIDDEN + hidden
             to_u1 = through_update(
                 x_here, to_as, from_x + chunk * C * HIDDEN, at, left1_here, to_state1, at1, 1, rows + of_dual,
                 to_rows + of_dual, t, False, NEXT, LIMIT, D, HIDDEN, TILE, BLOCK, ROW_WIDTH, MODEL, OPERAND,
@@ -245,7 +245,7 @@ def learn_back_kernel(
         tl.debug_barrier()
         for begin_t in tl.range(0, stop, TILE, disable_licm=True):
             t = begin_t + tile
-            at = t * HIDDEN + hidden
+            at = t[:, None] * HIDDEN + hidden
             to_keys = through_update(
                 left2_here, inners, from_left2 + chunk * C * HIDDEN, at, k_here, to_state2, at2, D, rows + of_dual,
                 to_rows + of_dual, t, True, NEXT, LIMIT, D, HIDDEN, TILE, BLOCK, ROW_WIDTH, MODEL, OPERAND,
@@ -257,7 +257,7 @@ def learn_back_kernel(
         along1 = tl.zeros((D,), SUM)  # <to_W1, W1> along the hidden axis
         for begin_t in tl.range(0, stop, TILE, disable_licm=True):
             t = begin_t + tile
-            at = t * HIDDEN + hidden
+            at = t[:, None] * HIDDEN + hidden
             narrow1, narrow2 = tokens(left1_here, t, LIMIT, D, D), tokens(k_here, t, LIMIT, D, D)
             inside = tl.zeros((TILE, D), SUM)  # W1 inner
             for begin in tl.range(0, HIDDEN, BLOCK, disable_licm=True):
@@ -306,7 +306,7 @@ def learn_back_kernel(
         along2 = tl.zeros((D,), SUM)  # <to_W2, W2>
         for begin_t in tl.range(0, stop, TILE, disable_licm=True):
             t = begin_t + tile
-            at = t * HIDDEN + hidden
+            at = t[:, None] * HIDDEN + hidden
             to_z = tokens(to_zs, t, LIMIT, D, D)
             inside = tl.zeros((TILE, D), SUM)  # W2^T to_a
             for begin in tl.range(0, HIDDEN, BLOCK, disable_licm=True):
@@ -333,7 +333,7 @@ def learn_back_kernel(
             to_w1, to_w2 = tl.zeros((D, BLOCK), SUM), tl.zeros((D, BLOCK), SUM)
             for begin_t in tl.range(0, stop, TILE, disable_licm=True):
                 t = begin_t + tile
-                at = t * HIDDEN + hidden
+                at = t[:, None] * HIDDEN + hidden
                 inner = load(inners + at + begin, t, LIMIT)
                 to_w1 = add_product(to_w1, tl.trans(tokens(left1_here, t, LIMIT, D, D) / MODEL.rate1), inner, OPERAND)
                 wide = load(x_here + at + begin, t, LIMIT)

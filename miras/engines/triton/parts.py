@@ -64,8 +64,8 @@ def channels(vector, D: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def load(at, t, LIMIT: tl.constexpr, other=0.0):
-    """What stands at [T, ..] for the tokens t [T, 1] of a chunk; `other` beyond its length LIMIT, if that is not 0."""
-    return tl.load(at) if LIMIT == 0 else tl.load(at, mask=t < LIMIT, other=other)
+    """What stands at [T, ..] for the tokens t [T] of a chunk; `other` beyond its length LIMIT, if that is not 0."""
+    return tl.load(at) if LIMIT == 0 else tl.load(at, mask=t[:, None] < LIMIT, other=other)
 
 
 @triton.jit
@@ -74,19 +74,31 @@ def save(at, x, t, LIMIT: tl.constexpr):
     if LIMIT == 0:
         tl.store(at, x)
     else:
-        tl.store(at, x, mask=t < LIMIT)
+        tl.store(at, x, mask=t[:, None] < LIMIT)
+
+
+@triton.jit
+def rows(matrix, t, columns, WIDTH: tl.constexpr, LIMIT: tl.constexpr, other=0.0):
+    """Rows t and some columns of a matrix of that width; of a chunk's tokens, or of whatever else with LIMIT 0."""
+    return load(matrix + t[:, None] * WIDTH + columns[None, :], t, LIMIT, other)
+
+
+@triton.jit
+def save_rows(matrix, t, columns, x, WIDTH: tl.constexpr, LIMIT: tl.constexpr):
+    """The reverse."""
+    save(matrix + t[:, None] * WIDTH + columns[None, :], x, t, LIMIT)
 
 
 @triton.jit
 def tokens(chunk, t, LIMIT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, other=0.0):
-    """The tokens t [T, 1] of a chunk, [T, D], or one number for each, [T, 1]."""
-    return load(chunk + t * WIDTH + tl.arange(0, D if WIDTH > 1 else 1)[None, :], t, LIMIT, other)
+    """The tokens t of a chunk, [T, D], or one number for each, [T, 1]."""
+    return rows(chunk, t, tl.arange(0, D if WIDTH > 1 else 1), WIDTH, LIMIT, other)
 
 
 @triton.jit
 def save_tokens(chunk, t, x, LIMIT: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr):
-    """Store the tokens t of a chunk, [T, D] or [T, 1]."""
-    save(chunk + t * WIDTH + tl.arange(0, D if WIDTH > 1 else 1)[None, :], x, t, LIMIT)
+    """The reverse."""
+    save_rows(chunk, t, tl.arange(0, D if WIDTH > 1 else 1), x, WIDTH, LIMIT)
 
 
 @triton.jit
