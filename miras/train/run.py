@@ -26,9 +26,10 @@ from miras.hf import MirasConfig, MirasForCausalLM
 from miras.mixer import Mixer
 from miras.rule import Rule
 from miras.train import folder, processes
+from miras.train.card import card
 from miras.train.checkpoints import finish, saving
 from miras.train.config import TrainConfig
-from miras.train.files import keep_metrics
+from miras.train.files import keep_metrics, write_text
 from miras.train.memory import PeakMemory
 from miras.train.optimizer import make_optimizer
 from miras.train.progress import Reporter, no_bars, say
@@ -42,8 +43,8 @@ LINES = 500
 def train(config: TrainConfig, resume: bool = False) -> Summary:
     """Train a model.
 
-    Writes into `config.out`: config.yaml, run.json, metrics.jsonl, checkpoints/, and at the end model/ (model and
-    tokenizer, for `AutoModelForCausalLM` after `import miras.hf`) and summary.json.
+    Writes into `config.out`: config.yaml, run.json, metrics.jsonl, checkpoints/, and at the end model/ (model,
+    tokenizer and model card, for `AutoModelForCausalLM` after `import miras.hf`) and summary.json.
 
     Under torchrun each process takes its part of every batch; the first one writes.
 
@@ -175,6 +176,7 @@ class _Run:
             with saving("The model", self.out):
                 self.model.save_pretrained(self.out / "model")
                 data.tokenizer.save_pretrained(self.out / "model")
+                write_text(self.out / "model" / "README.md", card(summary, self.config.context))
                 summary.write(self.out / "summary.json")
         say(f"validation {summary.val_bits_per_byte:.3f} bits/byte, {summary.tokens_per_second:,.0f} tokens/s")
         say(f"model      {self.out / 'model'}\nnumbers    {self.out / 'summary.json'}, {self.out / 'metrics.jsonl'}")

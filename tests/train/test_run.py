@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from miras import variants
@@ -37,6 +38,15 @@ def test_a_run_leaves_what_it_promises(finished, capsys):
     assert {"miras", "torch", "transformers", "python"} <= set(summary.versions)
     assert summary.command.startswith("miras train yaad") and "--steps 12" in summary.command
     assert not list(out.rglob("*.partial"))
+
+
+def test_the_model_card_says_what_was_done(finished):
+    config, summary = finished
+    path = Path(config.out) / "model" / "README.md"
+    said, head = path.read_text(), ModelCard.load(path).data
+    assert head.pipeline_tag == "text-generation" and "miras" in head.tags
+    assert f"{summary.val_bits_per_byte:.3f} bits per byte" in said and summary.command in said
+    assert summary.data["hash"] in said and "context 32" in said
 
 
 def test_metrics(finished):
