@@ -69,8 +69,12 @@ class Curves(Section):
         return dataclasses.replace(self, series=self.series + other.series)
 
     def html(self, name: str, looks: Looks) -> str:
+        return _figure(self.svg(name, looks), self.note)
+
+    def svg(self, name: str, looks: Looks) -> str:
+        """The drawing without its note, see `plots.curves`."""
         lines = [plots.Line(s.name, s.style, s.x, s.y) for s in self.series]
-        return _figure(plots.curves(lines, looks, name, self.x, self.y, self.log, self.form), self.note)
+        return plots.curves(lines, looks, name, self.x, self.y, self.log, self.form)
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,12 @@ class HeatMap(Section):
             svg = plots.heat(values, axes, f"{name}-{i}", over, self.low, self.high, self.form)
             figures.append(_figure(svg, self.note))
         return "\n".join(figures)
+
+
+def looks_of(sections: Iterable[Section]) -> Looks:
+    """One look for one name, in every figure."""
+    drawn = dict.fromkeys(line.name for s in sections if isinstance(s, Curves) for line in s.series)
+    return {name: i for i, name in enumerate(drawn)}
 
 
 def _mean_of(values: Iterable[float | None]) -> float | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from miras.report.figures import Curves
+from miras.report.figures import looks_of
 from miras.report.sections import Section, merged
 from miras.report.text import shown
 from miras.train.files import write_text
@@ -94,9 +94,7 @@ class Page:
     def html(self) -> str:
         """The whole page."""
         sections = merged(self.sections)
-        # One look for one name, in every figure.
-        drawn = dict.fromkeys(line.name for s in sections if isinstance(s, Curves) for line in s.series)
-        looks = {name: i for i, name in enumerate(drawn)}
+        looks = looks_of(sections)
         parts = [(s.title, s.figure, s.html(f"s{i}", looks)) for i, s in enumerate(sections)]
         main = []
         for title, group in groupby(parts, lambda part: part[0]):

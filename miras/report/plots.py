@@ -29,6 +29,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 # Matplotlib accepts fixed colours only: these two stand for the page's, and are replaced in the finished SVG.
 _INK, _RULE = "#010203", "#040506"
 _PAGE_COLOURS = {_INK: "currentColor", _RULE: "var(--rule)"}
+_FILE_COLOURS = {"currentColor": "#222222", "var(--rule)": "#E4E4E4"}
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in a font of the reader
@@ -116,6 +117,13 @@ def file_svg(figure: Figure, creator: str) -> str:
     # written stays as it is: a label may be 0.001.
     text = re.sub(r"\d+\.\d{3,}(?=[^<>]*>)", lambda number: f"{float(number[0]):.2f}", buffer.getvalue())
     return "\n".join(line.strip() for line in text.splitlines()) + "\n"
+
+
+def standalone(svg: str) -> str:
+    """A figure of a page as a file of its own: dark ink on white."""
+    for of_page, colour in _FILE_COLOURS.items():
+        svg = svg.replace(of_page, colour)
+    return svg.replace("<svg ", '<svg style="background:white" ', 1) + "\n"
 
 
 def curves(

@@ -81,7 +81,7 @@ class Table(Section):
             head = f'<th scope="row">{dot(row, looks)}{shown(row)}{count}</th>'
             detail = next((seed.detail for seed in seeds if seed.detail), "")
             below = f'<tr class="detail"><td colspan="{1 + len(columns)}"><span>{shown(detail)}</span></td></tr>'
-            body.append(f"<tbody><tr>{head}{''.join(of_row)}</tr>{below if detail else ''}</tbody>")
+            body.append(f"<tbody><tr>{head}{''.join(c.html for c in of_row)}</tr>{below if detail else ''}</tbody>")
         heads = "".join(f'<th scope="col">{_head(c)} <small>{shown(c.unit)}</small></th>' for c in columns)
         legend = [self.note] if self.note else []
         if any(column.better for column in columns):
@@ -97,14 +97,20 @@ class Table(Section):
 </div>{said}"""
 
 
-def words(table: Table) -> list[list[str]]:
-    """The table as text: its head, then a line a name, with the mean and the interval over seeds."""
+def words(table: Table, best: str = "{}") -> list[list[str]]:
+    """The table as text: its head, then a line a name, with the mean and the interval over seeds.
+
+    Args:
+        table: the table.
+        best: how the best of a column is marked, a format string.
+    """
     rows = by_name(table.rows)
-    lines = [["", *(column.name for column in table.columns)]]
-    for name, seeds in rows.items():
-        cells = [_cell(column, [row.values.get(column.name) for row in seeds]) for column in table.columns]
-        lines.append([name, *(f"{c.text} ± {c.spread}" if c.spread else c.text for c in cells)])
-    return lines
+    lines = zip(*(_cells(column, rows) for column in table.columns), strict=True)
+    marked = (
+        [name, *(best.format(c.said) if c.best else c.said for c in cells)]
+        for name, cells in zip(rows, lines, strict=True)
+    )
+    return [["", *(column.name for column in table.columns)], *marked]
 
 
 def dot(name: str, looks: Looks) -> str:
@@ -116,29 +122,37 @@ def _head(column: Column) -> str:
     return shown(column.name) + {"low": "&nbsp;↓", "high": "&nbsp;↑", None: ""}[column.better]
 
 
-def _cells(column: Column, rows: Mapping[str, list[Row]]) -> list[str]:
-    """A column's cells, the best in bold.
-
-    The best is judged as written: numbers that read the same are all bold, and none is where all read the same.
-    """
-    cells = [_cell(column, [row.values.get(column.name) for row in seeds]) for seeds in rows.values()]
-    finite = [cell.number for cell in cells if math.isfinite(cell.number)]
-    best = None
-    if column.better and finite and len({cell.text for cell in cells}) > 1:
-        best = written((min if column.better == "low" else max)(finite), column.form)
-    html = []
-    for cell in cells:
-        text = f"<strong>{shown(cell.text)}</strong>" if cell.text == best else shown(cell.text)
-        html.append(f"<td>{text}{f' <small>± {shown(cell.spread)}</small>' if cell.spread else ''}</td>")
-    return html
-
-
 class _Cell(NamedTuple):
-    """What stands in a cell, and its number; NaN: none."""
+    """What stands in a cell, its number (NaN: none), the interval around it, and whether no other is better."""
 
     text: str
     number: float
     spread: str = ""
+    best: bool = False
+
+    @property
+    def said(self) -> str:
+        """As plain text."""
+        return f"{self.text} ± {self.spread}" if self.spread else self.text
+
+    @property
+    def html(self) -> str:
+        """With the interval in small print."""
+        text = f"<strong>{shown(self.text)}</strong>" if self.best else shown(self.text)
+        return f"<td>{text}{f' <small>± {shown(self.spread)}</small>' if self.spread else ''}</td>"
+
+
+def _cells(column: Column, rows: Mapping[str, list[Row]]) -> list[_Cell]:
+    """A column's cells.
+
+    The best is judged as written: of numbers that read the same all are, and none is where all read the same.
+    """
+    cells = [_cell(column, [row.values.get(column.name) for row in seeds]) for seeds in rows.values()]
+    finite = [cell.number for cell in cells if math.isfinite(cell.number)]
+    if not column.better or not finite or len({cell.text for cell in cells}) == 1:
+        return cells
+    best = written((min if column.better == "low" else max)(finite), column.form)
+    return [cell._replace(best=cell.text == best) for cell in cells]
 
 
 def _cell(column: Column, values: Sequence[float | str | None]) -> _Cell:

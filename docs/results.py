@@ -1,0 +1,114 @@
+"""Write the tables and figures of docs/results.md from what experiments found: experiments/results/*.json.
+
+    python docs/results.py            # write the page and its drawings, docs/results/*.svg
+    python docs/results.py --check    # write nothing; exit with 1 if the page is out of date
+
+`<!-- results FILE: TITLE -->` begins what this script writes of the sections with that title, `<!-- results FILE -->`
+the experiment's claim and command. What stands between is written by hand: read it again when the numbers change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+from miras.report.figures import Curves, looks_of
+from miras.report.plots import standalone
+from miras.report.runs import read_sections
+from miras.report.sections import Looks, Section, merged
+from miras.report.table import Table, words
+from miras.report.words import Facts, Notes
+from miras.train.files import write_text
+
+PAGE = Path(__file__).with_suffix(".md")
+FOUND = PAGE.parents[1] / "experiments" / "results"
+BLOCK = re.compile(r"(<!-- results (?P<file>[\w-]+)(?:: (?P<title>[^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def main() -> int:
+    """Write or check, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, only say whether it is out of date")
+    if parser.parse_args().check:
+        stale = out_of_date()
+        if stale:
+            print("docs/results.md is out of date. Run: python docs/results.py (or: make docs)")
+        return int(stale)
+    write_text(PAGE, page())
+    for path in PAGE.with_suffix("").glob("*.svg"):
+        path.unlink()
+    for path, curves in drawings().items():
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, standalone(curves.svg(path.stem, _looks(path.stem.partition(".")[0]))))
+    return 0
+
+
+def out_of_date() -> bool:
+    """Whether the page says something else than the files, or a drawing is missing."""
+    return PAGE.read_text(encoding="utf-8") != page() or not all(path.is_file() for path in drawings())
+
+
+def page() -> str:
+    """The page with its tables as they are now."""
+    return BLOCK.sub(lambda m: m[1] + _block(m["file"], m["title"]) + m[4], PAGE.read_text(encoding="utf-8"))
+
+
+def drawings() -> dict[Path, Curves]:
+    """The figures that the page shows."""
+    blocks = BLOCK.finditer(PAGE.read_text(encoding="utf-8"))
+    figures = (_figures(m["file"], m["title"]) for m in blocks if m["title"])
+    return {path: curves for found in figures for path, curves in found.items()}
+
+
+@cache
+def _sections(file: str) -> list[Section]:
+    path = FOUND / f"{file}.json"
+    return merged(read_sections(json.loads(path.read_text(encoding="utf-8")), str(path)))
+
+
+@cache
+def _looks(file: str) -> Looks:
+    return looks_of(_sections(file))
+
+
+def _figures(file: str, title: str) -> dict[Path, Curves]:
+    own = [s for s in _sections(file) if isinstance(s, Curves) and s.title == title]
+    name = f"{file}.{title.replace(' ', '-')}"
+    return {PAGE.with_suffix("") / f"{name}{i or ''}.svg": curves for i, curves in enumerate(own)}
+
+
+def _block(file: str, title: str | None) -> str:
+    if title is None:
+        return _about(file)
+    parts = [_table(s) for s in _sections(file) if isinstance(s, Table) and s.title == title]
+    parts += [
+        f"![{curves.y} by {curves.x}]({path.relative_to(PAGE.parent)})\n"
+        for path, curves in _figures(file, title).items()
+    ]
+    if not parts:
+        raise SystemExit(f"{file}.json has no table and no curves with the title {title!r}.")
+    return "\n".join(parts)
+
+
+def _about(file: str) -> str:
+    claims = [rest for s in _sections(file) if isinstance(s, Notes) for _, rest in s.items]
+    again = [s for s in _sections(file) if isinstance(s, Facts)]
+    command = next(c for s in again for c in s.commands if c.startswith("miras experiment"))
+    facts = {name: value for s in again for name, value in s.facts.items()}
+    said = ", ".join(facts[name] for name in ("Scale", "Processor", "Versions") if name in facts)
+    return f"> The paper: {' '.join(claims)}\n\n`{command}`: {said}; commit {facts['Commit']}.\n"
+
+
+def _table(table: Table) -> str:
+    head, *rows = words(table, "**{}**")
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + (
+        f"\n\n{table.note}\n" if table.note else "\n"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
