@@ -1,8 +1,11 @@
 """The demo from nothing to its report, with as little training as there can be."""
 
 import json
+import subprocess
+import sys
 
 import pytest
+import torch
 
 from miras import demo
 from miras.errors import MirasError
@@ -63,3 +66,16 @@ def test_a_run_that_fails_says_its_last_words(tmp_path):
     job = Job("broken", tmp_path / "broken", 1, ("train", "yaat"))
     with pytest.raises(MirasError, match=r"broken ended with exit code 2: .*Did you mean 'yaad'"):
         train_many([job], at_once=1)
+
+
+def test_runs_side_by_side_share_the_threads_of_the_process(tmp_path, monkeypatch):
+    given = []
+
+    def start(self, threads):
+        given.append(threads)
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.setattr(Job, "start", start)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    train_many([Job(name, tmp_path / name, 1, ()) for name in "abc"], at_once=2)
+    assert given == [2, 2, 2]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -70,7 +71,7 @@ class Job:
 
 
 def train_many(jobs: Sequence[Job], at_once: int, may_diverge: bool = False) -> None:
-    """Run jobs in their order, `at_once` of them side by side, the processor's cores shared out evenly.
+    """Run jobs in their order, `at_once` of them side by side, this process' threads shared out evenly.
 
     Args:
         jobs: what to run.
@@ -82,7 +83,7 @@ def train_many(jobs: Sequence[Job], at_once: int, may_diverge: bool = False) -> 
     """
     waiting = [job for job in jobs if not job.finished and not (may_diverge and job.diverged)]
     at_once = max(1, min(at_once, len(waiting)))
-    threads = max(1, (os.cpu_count() or 1) // at_once)
+    threads = max(1, torch.get_num_threads() // at_once)
     running: dict[Job, subprocess.Popen[bytes]] = {}
     with _View(jobs) as view:
         try:
