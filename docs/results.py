@@ -25,6 +25,7 @@ from miras.train.files import write_text
 
 PAGE = Path(__file__).with_suffix(".md")
 FOUND = PAGE.parents[1] / "experiments" / "results"
+WIDEST = 9  # columns of a table that can be read; of wider ones the page shows the curves
 BLOCK = re.compile(r"(<!-- results (?P<file>[\w-]+)(?:: (?P<title>[^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -83,7 +84,9 @@ def _figures(file: str, title: str) -> dict[Path, Curves]:
 def _block(file: str, title: str | None) -> str:
     if title is None:
         return _about(file)
-    parts = [_table(s) for s in _sections(file) if isinstance(s, Table) and s.title == title]
+    parts = [
+        _table(s) for s in _sections(file) if isinstance(s, Table) and s.title == title and len(s.columns) <= WIDEST
+    ]
     parts += [
         f"![{curves.y} by {curves.x}]({path.relative_to(PAGE.parent)})\n"
         for path, curves in _figures(file, title).items()

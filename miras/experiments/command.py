@@ -26,6 +26,10 @@ GPUS, UTILISED, PEAK = 8, 0.35, 989e12
 """Of the estimate: an H200's bfloat16 products by its data sheet, and the share of it that a training may reach."""
 
 
+WIDEST = 9
+"""Columns of a table that a terminal has room for; the page has all."""
+
+
 def listing() -> str:
     """The experiments and the scales, a line each."""
     lines = ["Experiments", *(f"  {name:<20} {_first(f.__doc__)}" for name, f in EXPERIMENTS.items())]
@@ -33,7 +37,7 @@ def listing() -> str:
 
 
 def conduct(name: str, scale: str, plan: Experiment, out: Path, jobs: int, results: Path | None) -> Iterator[RichTable]:
-    """Do an experiment, write its page and numbers, and give its tables.
+    """Do an experiment, write its page and numbers, and give its tables, but for very wide ones.
 
     Args:
         name: of the experiment.
@@ -53,7 +57,7 @@ def conduct(name: str, scale: str, plan: Experiment, out: Path, jobs: int, resul
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
     for section in sections:
-        if isinstance(section, Table):
+        if isinstance(section, Table) and len(section.columns) <= WIDEST:
             head, *rows = words(section)
             table = RichTable(*head, title=section.title, caption=section.note)
             for row in rows:

@@ -195,5 +195,8 @@ def _learned(plan: TaskExperiment, file: str, changes: Mapping[str, Any], seeds:
 
 
 def as_json(sections: list[Section], about: Mapping[str, Any]) -> str:
-    """What `miras report` reads, with what it is about."""
-    return json.dumps({**about, "sections": [plain(section) for section in sections]}, indent=1) + "\n"
+    """What `miras report` reads, with what it is about; kept small: a section a line, six digits a number."""
+    content = {**about, "sections": [plain(section) for section in sections]}
+    short = json.loads(json.dumps(content), parse_float=lambda digits: float(f"{float(digits):.6g}"))
+    lines = ",\n".join(json.dumps(section) for section in short.pop("sections"))
+    return f'{json.dumps(short)[:-1]}, "sections": [\n{lines}\n]}}\n'

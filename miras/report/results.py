@@ -35,12 +35,14 @@ def task_sections(found: Mapping[str, Any], names: Mapping[str, str] | None = No
         if len(task.level) == 2 and not _one_each(lines[0][1], task.level):
             sections += [_map(name, line, task.level, title, word) for name, line in lines]
             continue
-        labels = [" x ".join(_said(row[level]) for level in task.level) for row, _ in lines[0][1]]
+        x = task.level[0]
+        # Where the first level tells all lines apart, labels need no other.
+        levels = (x,) if len({row[x] for row, _ in lines[0][1]}) == len(lines[0][1]) else task.level
+        labels = [" x ".join(_said(row[level]) for level in levels) for row, _ in lines[0][1]]
         columns = tuple(Column(label, "", better) for label in labels)  # type: ignore[arg-type]
         values = [dict(zip(labels, (value for _, value in line), strict=True)) for _, line in lines]
-        note = f"{word.capitalize()} by {' x '.join(task.level)}."
+        note = f"{word.capitalize()} by {' x '.join(levels)}."
         sections.append(Table(columns, tuple(Row(n, v) for (n, _), v in zip(lines, values, strict=True)), title, note))
-        x = task.level[0]
         curves = [
             Series(name, tuple(row[x] for row, _ in line), tuple(value for _, value in line)) for name, line in lines
         ]

@@ -24,6 +24,7 @@ from miras.train.summary import Summary
 KINDS: Mapping[str, type[Section]] = {cls.kind: cls for cls in (Table, Curves, HeatMap, Samples, Notes, Facts)}
 PARTS: Mapping[str, type] = {"columns": Column, "rows": Row, "series": Series, "grids": Grid, "samples": Sample}
 
+POINTS = 100  # of a smoothed curve: more would say nothing more
 RESULTS, LEARNING, AGAIN = "Results", "Learning", "How to reproduce it"
 
 
@@ -139,7 +140,8 @@ def loss_curves(name: str, curve: Mapping[str, Sequence[Any]], marks: Mapping[st
         curve: "step" and "bits_per_byte" in training.
         marks: the same of the validations.
     """
-    steps, values = list(curve["step"]), _smooth(curve["bits_per_byte"])
+    stride = max(1, len(curve["step"]) // POINTS)
+    steps, values = list(curve["step"])[::stride], _smooth(curve["bits_per_byte"])[::stride]
     half = max([*steps, *marks["step"]], default=0) / 2
     whole = "Lines: training, each point the mean of a twenty-fifth of the run. Marks: validation."
     found = []
