@@ -29,8 +29,9 @@ check: setup  ## format, lint, types and tests: what has to be green before a co
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-docs: setup  ## the map of the design space, from the docstrings: docs/design-space.md, docs/axes/
+docs: setup  ## the map of the design space, from the docstrings, and the tables of docs/results.md
 	OMP_NUM_THREADS=1 $(BIN)/python docs/generate.py
+	OMP_NUM_THREADS=1 $(BIN)/python docs/results.py
 
 lab: setup  ## the lab's pictures and tables: docs/lab.md, docs/lab/; some minutes
 	OMP_NUM_THREADS=1 $(BIN)/python docs/lab.py

@@ -100,14 +100,16 @@ def _about(file: str) -> str:
     claims = [rest for s in _sections(file) if isinstance(s, Notes) for _, rest in s.items]
     again = [s for s in _sections(file) if isinstance(s, Facts)]
     command = next(c for s in again for c in s.commands if c.startswith("miras experiment"))
-    facts = {name: value for s in again for name, value in s.facts.items()}
-    said = ", ".join(facts[name] for name in ("Scale", "Processor", "Versions") if name in facts)
+    facts = {
+        name: ", ".join([value] if isinstance(value, str) else value) for s in again for name, value in s.facts.items()
+    }
+    said = "; ".join(facts[name] for name in ("Scale", "Processor", "Versions") if name in facts)
     return f"> The paper: {' '.join(claims)}\n\n`{command}`: {said}; commit {facts['Commit']}.\n"
 
 
 def _table(table: Table) -> str:
-    head, *rows = words(table, "**{}**")
-    lines = [head, ["---"] * len(head), *rows]
+    head = ["", *(f"{column.name}, {column.unit}" if column.unit else column.name for column in table.columns)]
+    lines = [head, ["---"] * len(head), *words(table, "**{}**")[1:]]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + (
         f"\n\n{table.note}\n" if table.note else "\n"
     )

@@ -76,6 +76,15 @@ def test_the_lab_page_shows_every_scenario_with_its_rules():
         assert f"(lab/{name}.svg)" in part and all(f">{rule}<" in drawn for rule in rules)
 
 
+def test_the_results_page_says_what_the_experiments_found(monkeypatch, tmp_path):
+    results = load("results")
+    assert not results.out_of_date(), "run: make docs"
+    stale = tmp_path / "results.md"
+    stale.write_text(results.PAGE.read_text().replace("2.3", "1.3"))
+    monkeypatch.setattr(results, "PAGE", stale)
+    assert results.out_of_date()
+
+
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 
 
