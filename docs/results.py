@@ -1,7 +1,7 @@
-"""Write the tables and figures of docs/results.md from what experiments found: experiments/results/*.json.
+"""Write the tables and figures of docs/results.md and README.md from what experiments found, experiments/results/*.json.
 
-    python docs/results.py            # write the page and its drawings, docs/results/*.svg
-    python docs/results.py --check    # write nothing; exit with 1 if the page is out of date
+    python docs/results.py            # write both, and the drawings, docs/results/*.svg
+    python docs/results.py --check    # write nothing; exit with 1 if something is out of date
 
 `<!-- results FILE: TITLE -->` begins what this script writes of the sections with that title, `<!-- results FILE -->`
 the experiment's claim and command. What stands between is written by hand: read it again when the numbers change.
@@ -23,8 +23,10 @@ from miras.report.table import Table, words
 from miras.report.words import Facts, Notes
 from miras.train.files import write_text
 
-PAGE = Path(__file__).with_suffix(".md")
-FOUND = PAGE.parents[1] / "experiments" / "results"
+DRAWN = Path(__file__).with_suffix("")
+ROOT = DRAWN.parents[1]
+PAGES = DRAWN.with_suffix(".md"), ROOT / "README.md"
+FOUND = ROOT / "experiments" / "results"
 WIDEST = 9  # columns of a table that can be read; of wider ones the page shows the curves
 BLOCK = re.compile(r"(<!-- results (?P<file>[\w-]+)(?:: (?P<title>[^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -35,31 +37,34 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, only say whether it is out of date")
     if parser.parse_args().check:
         stale = out_of_date()
-        if stale:
-            print("docs/results.md is out of date. Run: python docs/results.py (or: make docs)")
-        return int(stale)
-    write_text(PAGE, page())
-    for path in PAGE.with_suffix("").glob("*.svg"):
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is out of date. Run: python docs/results.py (or: make docs)")
+        return min(len(stale), 1)
+    DRAWN.mkdir(exist_ok=True)
+    for path in PAGES:
+        write_text(path, page(path))
+    for path in DRAWN.glob("*.svg"):
         path.unlink()
     for path, curves in drawings().items():
-        path.parent.mkdir(exist_ok=True)
         write_text(path, standalone(curves.svg(path.stem, _looks(path.stem.partition(".")[0]))))
     return 0
 
 
-def out_of_date() -> bool:
-    """Whether the page says something else than the files, or a drawing is missing."""
-    return PAGE.read_text(encoding="utf-8") != page() or not all(path.is_file() for path in drawings())
+def out_of_date() -> list[Path]:
+    """Pages that say something else than the files, and drawings that are missing."""
+    stale = [path for path in PAGES if path.read_text(encoding="utf-8") != page(path)]
+    return stale + [path for path in drawings() if not path.is_file()]
 
 
-def page() -> str:
-    """The page with its tables as they are now."""
-    return BLOCK.sub(lambda m: m[1] + _block(m["file"], m["title"]) + m[4], PAGE.read_text(encoding="utf-8"))
+def page(path: Path) -> str:
+    """A page with its tables as they are now."""
+    text = path.read_text(encoding="utf-8")
+    return BLOCK.sub(lambda m: m[1] + _block(m["file"], m["title"], path.parent) + m[4], text)
 
 
 def drawings() -> dict[Path, Curves]:
-    """The figures that the page shows."""
-    blocks = BLOCK.finditer(PAGE.read_text(encoding="utf-8"))
+    """The figures that the pages show."""
+    blocks = (match for path in PAGES for match in BLOCK.finditer(path.read_text(encoding="utf-8")))
     figures = (_figures(m["file"], m["title"]) for m in blocks if m["title"])
     return {path: curves for found in figures for path, curves in found.items()}
 
@@ -78,18 +83,17 @@ def _looks(file: str) -> Looks:
 def _figures(file: str, title: str) -> dict[Path, Curves]:
     own = [s for s in _sections(file) if isinstance(s, Curves) and s.title == title]
     name = f"{file}.{title.replace(' ', '-')}"
-    return {PAGE.with_suffix("") / f"{name}{i or ''}.svg": curves for i, curves in enumerate(own)}
+    return {DRAWN / f"{name}{i or ''}.svg": curves for i, curves in enumerate(own)}
 
 
-def _block(file: str, title: str | None) -> str:
+def _block(file: str, title: str | None, at: Path) -> str:
     if title is None:
         return _about(file)
     parts = [
         _table(s) for s in _sections(file) if isinstance(s, Table) and s.title == title and len(s.columns) <= WIDEST
     ]
     parts += [
-        f"![{curves.y} by {curves.x}]({path.relative_to(PAGE.parent)})\n"
-        for path, curves in _figures(file, title).items()
+        f"![{curves.y} by {curves.x}]({path.relative_to(at)})\n" for path, curves in _figures(file, title).items()
     ]
     if not parts:
         raise SystemExit(f"{file}.json has no table and no curves with the title {title!r}.")
