@@ -1,4 +1,4 @@
-"""Write the tables and figures of docs/results.md and README.md from what experiments found, experiments/results/*.json.
+"""Write the tables and figures of docs/results.md and README.md from what experiments found (experiments/results/).
 
     python docs/results.py            # write both, and the drawings, docs/results/*.svg
     python docs/results.py --check    # write nothing; exit with 1 if something is out of date
