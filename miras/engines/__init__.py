@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from miras.attention import Attention, CacheState
-from miras.engines import block, chunk, exact, fla, triton
+from miras.engines import block, chunk, exact, fla, native, triton
 from miras.errors import UsageError, near
 from miras.gates import BETA, GAMMA, Gate, hole
 from miras.layout import Layout, layout
@@ -36,12 +36,19 @@ class Engine(NamedTuple):
         refuses: (rule, gates or None, (k, v) or None) -> why it cannot run the rule, or None. Without keys and values
             they are taken to be on a CPU.
         run: (rule, state, q, k, v, gates, layout) -> (y, state).
+        for_gpus: elsewhere it is only for tests, and never chosen by itself.
     """
 
     name: str
     about: str
     refuses: Callable[[Rule, Gates | None, Pair | None], str | None]
     run: Callable[..., tuple[Tensor, Any]]
+    for_gpus: bool = False
+
+    def reason(self, rule: Rule, gates: Gates | None, tokens: Pair | None) -> str | None:
+        """Why it is not chosen by itself, or None."""
+        unseen = self.for_gpus and tokens is not None and not tokens[1].is_cuda
+        return self.refuses(rule, gates, None if unseen else tokens)
 
 
 def _token_loop(
@@ -56,10 +63,11 @@ def _token_loop(
 
 # In order of preference.
 ENGINES = (
-    Engine("fla", "flash-linear-attention's kernel for this linear memory", fla.refuses, fla.run),
+    Engine("fla", "flash-linear-attention's kernel for this linear memory", fla.refuses, fla.run, True),
     Engine("exact", "exact parallel form of a linear memory at chunk 1, by tiles", exact.refuses, exact.run),
     Engine("block", "one step a chunk, its gradients in one pass", block.refuses, block.run),
-    Engine("triton", "all chunks of a deep memory in one kernel", triton.refuses, triton.run),
+    Engine("triton", "all chunks of a deep memory in one kernel", triton.refuses, triton.run, True),
+    Engine("native", "all chunks of a deep memory in the CPU's cache, in C++", native.refuses, native.run),
     Engine("chunk", "a chunk at a time by matrix products", chunk.refuses, chunk.run),
     Engine("recurrence", "the definition, token by token", lambda *_: None, _token_loop),
 )
@@ -71,14 +79,9 @@ def explain(rule: Rule, gates: Gates | None = None, tokens: Pair | None = None) 
     """
     said = {}
     for engine in ENGINES:
-        reason = engine.refuses(rule, gates, _on_gpu(tokens))
+        reason = engine.reason(rule, gates, tokens)
         said[engine.name] = reason or ("possible" if "chosen" in said.values() else "chosen")
     return said
-
-
-def _on_gpu(tokens: Pair | None) -> Pair | None:
-    """Keys and values if they are on CUDA: nobody wants Triton's interpreter who has not asked for it."""
-    return tokens if tokens and tokens[1].is_cuda else None
 
 
 def plan(rule: Rule, engine: str | Engine = "auto", gates: Gates | None = None, tokens: Pair | None = None) -> Engine:
@@ -96,7 +99,7 @@ def plan(rule: Rule, engine: str | Engine = "auto", gates: Gates | None = None, 
     if isinstance(engine, Engine):
         return engine
     if engine == "auto":
-        return next(e for e in ENGINES if e.refuses(rule, gates, _on_gpu(tokens)) is None)
+        return next(e for e in ENGINES if e.reason(rule, gates, tokens) is None)
     for candidate in ENGINES:
         if candidate.name == engine:
             if reason := candidate.refuses(rule, gates, tokens):

@@ -13,9 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miras.algorithm import Implicit, LeastSquares, LinearAlgorithm
-from miras.engines.triton.model import bias_name, link_name
-from miras.memory import MLP
+from miras.engines.model import reasons
 from miras.rule import Gates, Rule, State
 
 # PyTorch for CPUs has no use of it but to be tested, and importing it takes a while.
@@ -43,24 +41,7 @@ def refuses(rule: Rule, gates: Gates | None = None, tokens: tuple[Tensor, Tensor
 
 
 def _reasons(rule: Rule, tokens: tuple[Tensor, Tensor] | None) -> Iterator[str]:
-    memory, algorithm = rule.memory, rule.algorithm
-    if not (isinstance(memory, MLP) and memory.layers == 2 and not memory.bias):
-        yield f"its kernels are for an MLP of 2 layers without fast biases, not {memory}"
-    if not bias_name(rule):
-        yield f"its kernels do not know the gradient of {rule.bias}"
-    if not link_name(rule):
-        yield f"its kernels do not know the link of {rule.retention}"
-    if link_name(rule) != "identity" and rule.link_at == "token" and rule.chunk > 1:
-        yield "its kernels have links at chunks only, link_at='chunk'"
-    own = isinstance(algorithm, Implicit | LeastSquares) or algorithm.resets or algorithm.slots > 1
-    if own or not isinstance(algorithm, LinearAlgorithm):
-        yield f"its kernels do not know {algorithm}"
-    if rule.gradient_at != "previous":
-        yield "its kernels take gradients at the memory before the chunk, gradient_at='previous'"
-    if rule.first_order:
-        yield "their derivative is of second order"
-    if rule.window > 1 or rule.step_at == "chunk":
-        yield "its kernels sum no losses of a window and take a step for every token"
+    yield from reasons(rule)
     if rule.chunk > LONGEST:
         yield f"at chunks above {LONGEST} plain matrix products are as good"
     if tokens is None or not (tokens[1].is_cuda or INTERPRETED):

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from miras.engines.model import Model
+from miras.engines.programs import Programs, last_chunks, renewed
 from miras.engines.ragged import in_order, reassemble
 from miras.engines.triton import read
 from miras.engines.triton.learn import learn
-from miras.engines.triton.model import Model
 from miras.engines.unroll import Decay, Ends, Learned, Read, all_coefficients, linearised, read_chunks
 from miras.gates import hole
-from miras.layout import Grid, Layout, grid
+from miras.layout import Layout, grid
 from miras.rule import Gates, Rule, State
 from miras.state import tensors
 from miras.weights import Outer
@@ -42,9 +43,7 @@ def _run(
     start, keys = in_order(cells, state), cells.slots(k)
     device = v.device.type
     cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else v.dtype
-    first = torch.tensor(cells.sizes, device=v.device).cumsum(0, dtype=torch.int32)
-    first = torch.cat([first.new_zeros(1), first[:-1]])
-    count = [sum(size > n for size in cells.sizes) for n in range(where.rows)]
+    first, count = Programs.of(cells, where.rows, torch.int32, v.device)
     w1, w2 = ([start.dual[n], *start.slots[n]] for n in ("w1", "w2"))
     found1, found2, left1, x, left2, _ = learn(
         keys,
@@ -60,7 +59,7 @@ def _run(
         start.slow.get("norm_scale"),
         start.slow.get("norm_shift"),
         first,
-        torch.tensor(count, dtype=torch.int32, device=v.device),
+        count,
         str(Model.of(rule, leaves)),
         str(cast).removeprefix("torch."),
     )
@@ -70,7 +69,8 @@ def _run(
         after = replace(after, origin=after.dual, aligned=True)
         before = replace(before, origin=before.dual)
     else:
-        after = _renewed(cells, start, before, after, where, first)
+        chunk = first[last_chunks(cells, start, where)] + torch.arange(where.rows, device=v.device)
+        after = renewed(cells, start, after, where, {n: dual[chunk] for n, dual in before.dual.items()})
         origin = {n: torch.cat([o, before.dual[n][where.rows :]]) for n, o in start.origin.items()}
         before = replace(before, origin=origin)
     links = linearised(rule, leaves, before.origin, before.home) if rule.link_at == "chunk" else {}
@@ -78,20 +78,6 @@ def _run(
     queries = Read(cells.slots(q), {n: c.read for n, c in found.items()})
     reader = read.read if read.serves(rule, leaves, learned, queries) else read_chunks
     return cells.tokens(reader(rule, leaves, learned, queries)), reassemble(cells, after, [])
-
-
-def _renewed(cells: Grid, start: State, before: State, after: State, where: Layout, first: Tensor) -> State:
-    """The state at the end where tokens may stop in the middle of a chunk: its origin is what that chunk found."""
-    tokens = where.count if cells.order is None else where.count[cells.order]
-    filled = start.offset + tokens
-    last = (filled - 1).clamp_min(0) // cells.chunk
-    chunk = first[last] + torch.arange(where.rows, device=last.device)
-    full, begun = ((filled % cells.chunk == 0) & (tokens > 0))[:, None, None, None], (last == 0)[:, None, None, None]
-    origin = {
-        n: torch.where(full, end, torch.where(begun, start.origin[n], before.dual[n][chunk]))
-        for n, end in after.dual.items()
-    }
-    return replace(after, origin=origin, offset=filled % cells.chunk, aligned=False)
 
 
 def _state(state: State, *matrices: Tensor) -> State:

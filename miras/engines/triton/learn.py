@@ -24,10 +24,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from miras.engines.model import Model
 from miras.engines.triton.head import surprise
 from miras.engines.triton.learn_back import learn_back_kernel
 from miras.engines.triton.link import full, statistics, weight
-from miras.engines.triton.model import Model
 from miras.engines.triton.parts import (
     OPERANDS,
     activation,

@@ -1,11 +1,13 @@
-"""What of a rule the kernels are compiled for."""
+"""What kernels know of a rule."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
+from miras.algorithm import Implicit, LeastSquares, LinearAlgorithm
 from miras.bias import L1, L2, Dot, Huber, Lp, Robust
 from miras.memory import MLP
 from miras.retention import KL, EuclideanRetention, Lq
@@ -16,7 +18,7 @@ from miras.weights import Leaf
 
 @dataclass(frozen=True)
 class Model:
-    """A rule with an MLP of two layers in plain words and numbers, which a constexpr and an operator's argument can be.
+    """A rule with an MLP of two layers in plain words and numbers, as an argument of kernels and operators.
 
     Attributes:
         activation: name of s.
@@ -30,6 +32,8 @@ class Model:
         q: exponent of the link.
         unit1: of W1, the sum c of KL's slices or the s of Lq.
         unit2: of W2.
+        slope1: of the link of W1 where the dual is constant.
+        slope2: of W2.
         rate1: what the learning rate of W1 is scaled by.
         rate2: of W2.
         home: states are relative to the initial memory.
@@ -47,6 +51,8 @@ class Model:
     q: float
     unit1: float
     unit2: float
+    slope1: float
+    slope2: float
     rate1: float
     rate2: float
     home: bool
@@ -77,6 +83,8 @@ class Model:
             link_name(rule),
             q,
             *units,
+            retention.slope0(w1),
+            retention.slope0(w2),
             rule.rate(w1),
             rule.rate(w2),
             retention.to == "initial",
@@ -111,3 +119,25 @@ def link_name(rule: Rule) -> str:
     if isinstance(retention, Lq) and retention.q >= 2:
         return f"lq_{retention.link}"
     return "kl" if isinstance(retention, KL) else ""
+
+
+def reasons(rule: Rule) -> Iterator[str]:
+    """Why kernels cannot run a rule, whatever its tokens are."""
+    memory, algorithm = rule.memory, rule.algorithm
+    if not (isinstance(memory, MLP) and memory.layers == 2 and not memory.bias):
+        yield f"its kernels are for an MLP of 2 layers without fast biases, not {memory}"
+    if not bias_name(rule):
+        yield f"its kernels do not know the gradient of {rule.bias}"
+    if not link_name(rule):
+        yield f"its kernels do not know the link of {rule.retention}"
+    if link_name(rule) != "identity" and rule.link_at == "token" and rule.chunk > 1:
+        yield "its kernels have links at chunks only, link_at='chunk'"
+    own = isinstance(algorithm, Implicit | LeastSquares) or algorithm.resets or algorithm.slots > 1
+    if own or not isinstance(algorithm, LinearAlgorithm):
+        yield f"its kernels do not know {algorithm}"
+    if rule.gradient_at != "previous":
+        yield "its kernels take gradients at the memory before the chunk, gradient_at='previous'"
+    if rule.first_order:
+        yield "their derivative is of second order"
+    if rule.window > 1 or rule.step_at == "chunk":
+        yield "its kernels sum no losses of a window and take a step for every token"

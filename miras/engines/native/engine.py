@@ -1,0 +1,62 @@
+"""The native engine: what the chunk engine computes, a sequence and head at a time, in the cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from miras.engines.model import Model
+from miras.engines.native.scan import scan
+from miras.engines.programs import Programs, last_chunks, renewed
+from miras.engines.ragged import in_order, reassemble
+from miras.engines.unroll import Ends, all_coefficients
+from miras.gates import hole
+from miras.layout import Layout, grid
+from miras.rule import Gates, Rule, State
+
+
+def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:
+    """Same function as `recurrence`; arguments as of `chunk.run`."""
+    cells = grid(where, rule.chunk, None if state.aligned else state.offset)
+    leaves = rule.leaves(q.shape[-1], v.shape[-1])
+    gates = {n: cells.slots(g, hole(n)) for n, g in gates.items()}
+    rows = all_coefficients(rule, leaves, gates, cells.keep)["w1"]  # both matrices have model channels, so the same
+    assert isinstance(rows.write, Ends) and isinstance(rows.read, Tensor)
+    write = torch.cat([rows.write.dual.unsqueeze(-3), rows.write.slots], -3).squeeze(-1)
+    own = [gates[g.name] for g in rule.bias.gates]
+    start, partial = in_order(cells, state), cells.keep is not None
+    starts = [torch.stack([start.dual[n], *start.slots[n]], 2) for n in ("w1", "w2")]
+    given = [
+        *(cells.slots(x) for x in (q, k, v)),
+        *(own[0] if own else None, write, rows.read.squeeze(-1), *starts),
+        *((start.origin["w1"], start.origin["w2"]) if partial else (None, None)),
+        *(start.home.get("w1"), start.home.get("w2"), start.slow.get("norm_scale"), start.slow.get("norm_shift")),
+    ]
+    programs = Programs.of(cells, where.rows, torch.int64, v.device)
+    last = last_chunks(cells, start, where) if partial else None
+    with torch.autocast("cpu", enabled=False):
+        made = scan(*given, *programs, last, str(Model.of(rule, leaves)), len(cells.sizes), _every(given, starts))
+    y, *ends = made[:3]
+    parts = {n: x.unbind(2) for n, x in zip(("w1", "w2"), ends, strict=True)}
+    after = replace(start, dual={n: x[0] for n, x in parts.items()}, slots={n: x[1:] for n, x in parts.items()})
+    if partial:
+        after = renewed(cells, start, after, where, dict(zip(("w1", "w2"), made[3:5], strict=True)))
+    else:
+        after = replace(after, origin=after.dual, aligned=True)
+    return cells.tokens(y), reassemble(cells, after, [])
+
+
+def _every(given: Sequence[Tensor | None], starts: Sequence[Tensor]) -> int:
+    """How many chunks apart kept states are, so that they take no more memory than what is kept of tokens; 0 if nothing
+    is kept.
+    """
+    if not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)):
+        return 0
+    k, start = given[1], starts[0]
+    assert k is not None
+    tokens = k.shape[2] * (3 * start.shape[-1] + 4 * k.shape[3])
+    return math.ceil(2 * start[0, 0].numel() / tokens)

@@ -1,0 +1,121 @@
+// Products of small matrices that lie in the cache. Sums are kept in registers.
+#pragma once
+
+#include <algorithm>
+
+#include "vector.h"
+
+// Columns lie in strips of so many, and the rows of a strip side by side: products and all that is element-wise walk
+// through memory without a jump, at which every other layout spends as much time as on arithmetic.
+constexpr int STRIP = 16, VECS = STRIP / LANES;
+
+// Tiles of sums, as large as there are registers for.
+#if defined(__AVX512F__)
+constexpr int TALL = SINGLE ? 14 : 8, HIGH = 4, BROAD = 4;
+#else
+constexpr int TALL = 6, HIGH = 4, BROAD = 2;
+#endif
+
+// Entry (i, j) is at[i * row + j / STRIP * strip + j % STRIP].
+struct Matrix {
+    real *at;
+    int64_t row, strip;
+};
+
+// Row by row, and by strips.
+inline Matrix plain(const real *at, int64_t width) { return {const_cast<real *>(at), width, STRIP}; }
+inline Matrix strips(const real *at, int64_t rows) { return {const_cast<real *>(at), STRIP, STRIP * rows}; }
+
+// A matrix whose entries are taken one by one: (i, j) is at[i * row + j * column].
+struct Entries {
+    const real *at;
+    int64_t row, column;
+};
+
+inline Entries direct(const real *at, int64_t width) { return {at, width, 1}; }
+inline Entries turned(const real *at, int64_t width) { return {at, 1, width}; }
+
+// Which part of a product is wanted: a token t sees the tokens s <= t of its chunk.
+//   ALL     everything
+//   LOWER   out[t, s] for s <= t; the rest of `out` may hold anything
+//   UP_TO   out[t, :] = sum over s <= t of a[t, s]
+//   FROM    out[s, :] = sum over t >= s of a[t, s]
+// For the last two a must hold zeros where a token does not see another.
+enum Part { ALL, LOWER, UP_TO, FROM };
+
+template <int ROWS>
+inline void outer_tile(int64_t begin, int64_t end, Entries a, const real *b, int64_t b_row, real *out, int64_t row,
+                       bool add) {
+    vec sum[ROWS][VECS] = {};
+    for (int64_t p = begin; p < end; p++) {
+        vec x[VECS];
+        for (int j = 0; j < VECS; j++) x[j] = load(b + p * b_row + j * LANES);
+        for (int i = 0; i < ROWS; i++)
+            for (int j = 0; j < VECS; j++) sum[i][j] += a.at[i * a.row + p * a.column] * x[j];
+    }
+    for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < VECS; j++) {
+            real *at = out + i * row + j * LANES;
+            store(at, add ? load(at) + sum[i][j] : sum[i][j]);
+        }
+}
+
+template <int ROWS>
+inline void outer_rows(int64_t rows, int64_t begin, int64_t end, Entries a, const real *b, int64_t b_row, real *out,
+                       int64_t row, bool add) {
+    if (rows == ROWS) return outer_tile<ROWS>(begin, end, a, b, b_row, out, row, add);
+    if constexpr (ROWS > 1) outer_rows<ROWS - 1>(rows, begin, end, a, b, b_row, out, row, add);
+}
+
+// out [m, n] = (out +) a b for a [m, k] and b [k, n], n a multiple of STRIP.
+inline void outer(int64_t m, int64_t n, int64_t k, Entries a, Matrix b, Matrix out, bool add, Part part = ALL) {
+    for (int64_t j = 0; j < n / STRIP; j++)
+        for (int64_t i = 0, rows; i < m; i += rows) {
+            rows = std::min<int64_t>(TALL, m - i);
+            int64_t begin = part == FROM ? i : 0, end = part == UP_TO ? std::min(i + rows, k) : k;
+            Entries here{a.at + i * a.row, a.row, a.column};
+            real *to = out.at + i * out.row + j * out.strip;
+            outer_rows<TALL>(rows, begin, end, here, b.at + j * b.strip, b.row, to, out.row, add);
+        }
+}
+
+template <int ROWS, int COLUMNS>
+inline void inner_tile(int64_t k, Matrix a, Matrix b, real *out, int64_t width, bool add) {
+    vec sum[ROWS][COLUMNS] = {};
+    for (int64_t p = 0; p < k / STRIP; p++)
+        for (int l = 0; l < VECS; l++) {
+            vec x[ROWS];
+            for (int i = 0; i < ROWS; i++) x[i] = load(a.at + i * a.row + p * a.strip + l * LANES);
+            for (int j = 0; j < COLUMNS; j++) {
+                vec y = load(b.at + j * b.row + p * b.strip + l * LANES);
+                for (int i = 0; i < ROWS; i++) sum[i][j] += x[i] * y;
+            }
+        }
+    for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < COLUMNS; j++) {
+            real *at = out + i * width + j;
+            *at = add ? *at + total(sum[i][j]) : total(sum[i][j]);
+        }
+}
+
+template <int ROWS> inline void inner_columns(int64_t n, int64_t k, Matrix a, Matrix b, real *out, int64_t width, bool add) {
+    int64_t j = 0;
+    auto from = [&] { return Matrix{b.at + j * b.row, b.row, b.strip}; };
+    for (; j + BROAD <= n; j += BROAD) inner_tile<ROWS, BROAD>(k, a, from(), out + j, width, add);
+    for (; j < n; j++) inner_tile<ROWS, 1>(k, a, from(), out + j, width, add);
+}
+
+template <int ROWS>
+inline void inner_rows(int64_t rows, int64_t n, int64_t k, Matrix a, Matrix b, real *out, int64_t width, bool add) {
+    if (rows == ROWS) return inner_columns<ROWS>(n, k, a, b, out, width, add);
+    if constexpr (ROWS > 1) inner_rows<ROWS - 1>(rows, n, k, a, b, out, width, add);
+}
+
+// out [m, n], row by row, = (out +) a b^T for a [m, k] and b [n, k], k a multiple of STRIP.
+inline void inner(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, real *out, bool add, Part part = ALL) {
+    for (int64_t i = 0, rows; i < m; i += rows) {
+        rows = std::min<int64_t>(HIGH, m - i);
+        Matrix here{a.at + i * a.row, a.row, a.strip};
+        inner_rows<HIGH>(rows, part == LOWER ? std::min(i + rows, n) : n, k, here, b, out + i * n, n, add);
+    }
+}

@@ -1,0 +1,56 @@
+"""What kernels have to compute: rules of every choice that they know, and the checks of an engine made of them."""
+
+from __future__ import annotations
+
+import torch
+from cases import call, draw_memory, draw_tokens
+from contract import assert_same_results, result
+
+from miras.algorithm import GradientDescent, Momentum
+from miras.bias import L1, L2, Dot, Huber, Lp, Robust
+from miras.memory import MLP
+from miras.retention import KL, Lq, NoRetention
+from miras.retention import L2 as Decay
+from miras.rule import Rule
+
+SIZE = {"heads": 1, "d_k": 16}
+GD, MOMENTUM = GradientDescent(rate="input"), Momentum(rate="input")
+SMALL = MLP(expansion=1)
+
+# memory, bias, retention, algorithm, and whether gates are per channel: every choice that kernels know, once or more.
+COVERING = (
+    (SMALL, Dot(), NoRetention(), GradientDescent(), False),
+    (MLP(expansion=1, activation="silu"), L2(clip=True), Decay(), Momentum(), False),
+    (SMALL, Lp(), Lq(to="initial"), GD, False),
+    (SMALL, Lp(p=2.5, form="paper"), Lq(q=3.0, link="mirror"), MOMENTUM, False),
+    (MLP(expansion=2), Lp(p=1.5), Lq(to="initial"), GD, True),
+    (SMALL, L1(), KL(to="initial"), MOMENTUM, False),
+    (MLP(expansion=1, activation="gelu_tanh"), L1(form="paper"), Decay(to="initial"), GD, False),
+    (MLP(expansion=2), Huber(), Decay(to="initial"), GD, True),
+    (MLP(expansion=1, norm=False), Huber(form="norm"), KL(), GD, True),
+    (MLP(expansion=1, residual=False, norm=False), Huber(form="mixture", clip=True), Decay(), GD, False),
+    (SMALL, Robust(), Decay(to="initial"), MOMENTUM, True),
+)
+YAAD = Rule(SMALL, Huber(), Decay(to="initial"), GD, chunk=4)
+MOMENTARY = Rule(SMALL, L2(), KL(to="initial"), MOMENTUM, chunk=4)
+
+
+def problem(rule, time, channels=False, batch=2):
+    """Tokens, and initial memories that gradients are wanted of."""
+    tokens = draw_tokens(rule, batch=batch, time=time, channels=channels, **SIZE).map(torch.Tensor.requires_grad_)
+    weights, slow = ({n: x.requires_grad_() for n, x in part.items()} for part in draw_memory(rule, **SIZE))
+    return tokens, weights, slow
+
+
+def in_flight(rule, weights, slow):
+    """A state that two rows left in the middle of a chunk, at different places of it."""
+    with torch.no_grad():
+        mask = torch.arange(6) < torch.tensor([[6], [3]])
+        state = rule.init(weights, slow, batch=2)
+        return call(rule, draw_tokens(rule, time=6, **SIZE), state, mask=mask, engine="recurrence")[1]
+
+
+def assert_engine_is_the_loop(engine, rule, tokens, state, wrt, cuts=()):
+    cotangents: list[torch.Tensor] = []
+    loop = result(rule, tokens, state, wrt, cotangents, "recurrence", cuts)
+    assert_same_results(result(rule, tokens, state, wrt, cotangents, engine, cuts), loop, engine)

@@ -1,0 +1,94 @@
+"""Engines made of kernels against the token loop: in float64, so that both agree to 1e-9. Triton's run interpreted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import assert_same, assert_same_states, call
+from contract import EXACT
+from kernel_cases import COVERING, MOMENTARY, YAAD, assert_engine_is_the_loop, in_flight, problem
+
+from miras.rule import Rule
+from miras.state import tensors
+
+ENGINES = pytest.mark.parametrize("engine", ["native", "triton"])
+CASES = [
+    pytest.param(engine, Rule(*axes, chunk=4), channels and engine == "triton", id=f"{engine}-{i}")
+    for engine in ("native", "triton")
+    for i, (*axes, channels) in enumerate(COVERING)
+]
+
+
+@pytest.mark.parametrize("engine, rule, channels", CASES)
+def test_from_the_start(engine, rule, channels):
+    tokens, weights, slow = problem(rule, 8, channels)
+    state = rule.init(weights, slow, batch=2)
+    assert_engine_is_the_loop(engine, rule, tokens, state, {**tokens.named(), **weights, **slow})
+
+
+@ENGINES
+@pytest.mark.parametrize("rule", [YAAD, MOMENTARY], ids=["yaad", "momentary"])
+@pytest.mark.parametrize("cuts", [(), (3, 7)], ids=str)
+def test_from_the_middle_of_a_chunk_cut_anywhere(engine, rule, cuts):
+    tokens, weights, slow = problem(rule, 10)
+    state = in_flight(rule, weights, slow)
+    state = state.map(lambda x: x.detach().requires_grad_(x.is_floating_point()), shared=True)
+    wrt = {n: x for n, x in tensors(state).items() if x.is_floating_point()}
+    assert_engine_is_the_loop(engine, rule, tokens, state, {**tokens.named(), **wrt}, cuts)
+
+
+@ENGINES
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mask": torch.arange(9) < torch.tensor([[9], [6]])},
+        {"mask": torch.arange(9) >= torch.tensor([[3], [0]])},
+        {"cu_seqlens": torch.tensor([0, 3, 12, 18])},
+    ],
+    ids=["right", "left", "pack"],
+)
+def test_padding_and_packs(engine, options):
+    rule, packed = YAAD, "cu_seqlens" in options
+    tokens, weights, slow = problem(rule, 18 if packed else 9, batch=1 if packed else 2)
+    found = []
+    for name in ("recurrence", engine):
+        y, state = call(rule, tokens, rule.init(weights, slow, batch=3 if packed else 2), engine=name, **options)
+        total = (y * torch.arange(y.shape[1]).view(1, -1, 1, 1)).sum() + sum((x * x).sum() for x in state.dual.values())
+        wrt = {**tokens.named(), **weights, **slow}
+        found.append((y, state, torch.autograd.grad(total, list(wrt.values()))))
+    (expected, loop, loop_grads), (y, state, grads) = found
+    assert_same(y, expected, EXACT, "y")
+    assert_same_states(state, loop, EXACT)
+    for n, a, b in zip(wrt, grads, loop_grads, strict=True):
+        assert_same(a, b, EXACT, n)
+
+
+@ENGINES
+def test_nothing_is_mutated(engine):
+    tokens, weights, slow = problem(MOMENTARY, 10)
+    state = in_flight(MOMENTARY, weights, slow)
+    given = {**tokens.named(), **tensors(state)}
+    before = {n: x.detach().clone() for n, x in given.items()}
+    y, _ = call(MOMENTARY, tokens, state, engine=engine)
+    y.sum().backward()  # an expanded gradient, of stride 0
+    assert all(torch.equal(x, before[n]) for n, x in given.items())
+
+
+@ENGINES
+def test_float32_is_as_near_as_the_token_loop_in_float32(engine):
+    tokens, weights, slow = problem(YAAD, 16)
+    wrt = {**tokens.named(), **weights, **slow}
+
+    def outcome(name, dtype):
+        cast = tokens.map(lambda x: x.to(dtype))
+        state = YAAD.init(*({n: x.to(dtype) for n, x in part.items()} for part in (weights, slow)), batch=2)
+        y, _ = call(YAAD, cast, state, engine=name)
+        return [y, *torch.autograd.grad(y.square().sum(), list(wrt.values()))]
+
+    exact, loop, ours = (
+        outcome(*how) for how in (("recurrence", torch.float64), ("recurrence", torch.float32), (engine, torch.float32))
+    )
+    for x, rounded, got, name in zip(exact, loop, ours, ["y", *wrt], strict=True):
+        error = (got - x).square().mean().sqrt() / x.square().mean().sqrt()
+        allowed = (rounded - x).square().mean().sqrt() / x.square().mean().sqrt()
+        assert error <= 2 * allowed + 1e-6, name

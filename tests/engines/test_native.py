@@ -1,0 +1,132 @@
+"""What is the native engine's own; `test_kernels.py` has what it shares with others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import call
+from contract import assert_same_results, result
+from kernel_cases import GD, MOMENTARY, SMALL, YAAD, assert_engine_is_the_loop, problem
+from torch.utils.flop_counter import FlopCounterMode
+
+import miras
+from miras import variants
+from miras.bias import L2, Huber
+from miras.engines.native import build
+from miras.engines.native import engine as native
+from miras.engines.native.scan import scan
+from miras.memory import MLP
+from miras.retention import KL, Lq
+from miras.retention import L2 as Decay
+from miras.rule import Rule
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 8])
+def test_states_between_those_that_are_kept_are_computed_again(every, monkeypatch):
+    monkeypatch.setattr(native, "_every", lambda *_: every)
+    tokens, weights, slow = problem(MOMENTARY, 24)
+    state = MOMENTARY.init(weights, slow, batch=2)
+    assert_engine_is_the_loop("native", MOMENTARY, tokens, state, {**tokens.named(), **weights, **slow})
+
+
+@pytest.mark.parametrize("chunk", [2, 7, 20])
+@pytest.mark.parametrize("memory", [SMALL, MLP(expansion=3)], ids=["16", "48"])
+def test_chunks_and_memories_that_fill_no_tile(chunk, memory):
+    rule = Rule(memory, Huber(), KL(to="initial"), GD, chunk=chunk)
+    tokens, weights, slow = problem(rule, 2 * chunk + 1, batch=1)
+    state = rule.init(weights, slow)
+    assert_engine_is_the_loop("native", rule, tokens, state, {**tokens.named(), **weights, **slow})
+
+
+def test_several_threads_share_the_sequences_and_heads():
+    tokens, weights, slow = problem(YAAD, 8)
+    state, wrt, cotangents = YAAD.init(weights, slow, batch=2), {**tokens.named(), **weights}, []
+    one = result(YAAD, tokens, state, wrt, cotangents, "native")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert_same_results(result(YAAD, tokens, state, wrt, cotangents, "native"), one, "threads")
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_nothing_is_kept_where_no_gradient_is_wanted():
+    found = arguments(torch.no_grad())
+    *_, every = found
+    assert every == 0 and not any(x.numel() for x in scan(*found)[5:])
+
+
+def test_nan_in_one_sequence_stays_there():
+    tokens, weights, slow = problem(YAAD, 8)
+    with torch.no_grad():
+        tokens.k[1, 3] = torch.nan
+        y, state = call(YAAD, tokens, YAAD.init(weights, slow, batch=2), engine="native")
+    assert y[0].isfinite().all() and y[1, 4:].isnan().all()
+    assert state.dual["w1"][0].isfinite().all() and state.dual["w1"][1].isnan().any()
+
+
+@pytest.mark.slow
+def test_operators_keep_their_contract():
+    """Schemas, fake tensors, autograd registration, under torch.compile: `torch.library.opcheck`."""
+    torch.library.opcheck(scan, arguments())
+
+
+def arguments(context=None):
+    """Of `scan`: two chunks of 4 tokens, two sequences, one head of 16."""
+    tokens, weights, slow = problem(YAAD, 8)
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "scan", lambda *given: found.append(given) or scan(*given))
+        with context or torch.enable_grad():
+            call(YAAD, tokens, YAAD.init(weights, slow, batch=2), engine="native")
+    return found[0]
+
+
+def test_flops_are_those_of_the_formula():
+    """Of P = 2 e d^2 entries a head 9 P a token forward (`miras/bench/flops.py`), and what it sees of its chunk."""
+    given = arguments(torch.no_grad())
+    with FlopCounterMode(display=False) as counter:
+        scan(*given)
+    assert counter.get_total_flops() == 2 * 8 * (9 * 2 * 16 * 16 + 2 * 2 * 5 * 16)
+
+
+# -- which rules it runs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rule, tokens, reason",
+    [
+        (Rule(SMALL, L2(), KL(), GD, chunk=1), None, "of two tokens at least"),
+        (Rule(SMALL, L2(), Lq(to="initial"), GD, chunk=4, link_at="token"), None, "link_at='chunk'"),
+        (YAAD, (torch.zeros(1, 4, 1, 24),) * 2, "a multiple of 16 up to 256, not of 24 and 24"),
+        (Rule(SMALL, L2(), Decay(), GD, chunk=1), (torch.zeros(1, 4, 1, 16),) * 2, "chosen"),
+        (variants.yaad(), None, "chosen"),
+    ],
+    ids=["one token", "token", "heads", "linear decay", "yaad"],
+)
+def test_it_says_why_not(rule, tokens, reason):
+    assert reason in miras.explain(rule, tokens=tokens)["native"]
+
+
+def test_channel_gates_are_left_to_others():
+    tokens, *_ = problem(YAAD, 8, channels=True)
+    assert "one number per head" in miras.explain(YAAD, tokens.gates, (tokens.k, tokens.v))["native"]
+
+
+def test_without_a_compiler_another_engine_runs(monkeypatch):
+    monkeypatch.setattr(build, "compiler", lambda: None)
+    said = miras.explain(YAAD)
+    assert "CXX" in said["native"] and said["chunk"] == "chosen"
+
+
+def test_what_a_failing_compiler_says_is_the_reason(monkeypatch, tmp_path):
+    wrong = tmp_path / "c++"
+    wrong.write_text("#!/bin/sh\necho no such option >&2\nexit 1\n")
+    wrong.chmod(0o755)
+    monkeypatch.setenv("CXX", str(wrong))
+    build.library.cache_clear()
+    try:
+        said = miras.explain(YAAD, tokens=(torch.zeros(1, 4, 1, 16),) * 2)
+    finally:
+        build.library.cache_clear()
+    assert "no such option" in said["native"] and said["chunk"] == "chosen"
