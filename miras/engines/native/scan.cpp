@@ -95,7 +95,7 @@ class Scan {
     real *state;
     real *homes[2], *origins[2], *fulls[2], *weights[2], *slope[2];
     // [C, hidden], [C, d] and [C, C]
-    real *x, *bent, *left2, *hidden_read, *read_x, *centred_x, *left1, *queries, *scaled, *product, *scores;
+    real *x, *bent, *left2, *hidden_read, *read_x, *centred_x, *room, *left1, *queries, *scaled, *product, *scores;
     real *coefficients, *kept_part, *factors;
 
     // Of the way back; `segment` is the state that each chunk between two kept ones finds.
@@ -120,6 +120,7 @@ class Scan {
         for (real **part : {&x, &bent, &left2, &hidden_read, &read_x, &centred_x}) *part = pool.take(wide);
         for (real **part : {&left1, &queries, &scaled, &product}) *part = pool.take(narrow);
         scores = pool.take(C * C);
+        room = pool.take(std::max(size, wide));
         coefficients = pool.take(3 * C * width);
         for (real **part : {&kept_part, &factors}) *part = pool.take(narrow);
         if (!back) return;
@@ -288,7 +289,7 @@ class Scan {
             std::fill_n(out, C * C, real(0));
             return decaying(n, [&](int64_t t, int64_t s, const real *at) { out[t * C + s] = dot(d, at, m + t * d); });
         }
-        inner(C, C, d, rows(m), rows(n), out, false, LOWER);
+        inner(C, C, d, rows(m), rows(n), out, false, room, LOWER);
         weigh(out);
     }
 
@@ -309,7 +310,7 @@ class Scan {
     // of a chunk, the cotangents of w_ts. Scores may be changed.
     void pairs_back(real *scores, const real *n, const real *m, real *out, real *to_m, real *to_n, bool first) {
         if (by_channel) return channel_pairs_back(scores, n, m, out, to_m, to_n, first);
-        inner(C, C, d, rows(m), rows(n), out, false, LOWER);
+        inner(C, C, d, rows(m), rows(n), out, false, room, LOWER);
         real *to_w = call.to_read + chunk * C * columns + copies;
         for (int64_t t = 0; t < C; t++)
             for (int64_t s = 0; s < C; s++) {
@@ -425,7 +426,7 @@ class Scan {
             store(x + j, b.value);
             store(left2 + j, b.slope);
         });
-        inner(C, d, hidden, by_tokens(x), by_channels(weight[0]), z, false);
+        inner(C, d, hidden, by_tokens(x), by_channels(weight[0]), z, false, room);
         for (int64_t t = 0, at = 0; t < C; t++, at += d)
             surprise(head, z + at, k + at, v + at, gate(t), call.gate_width, u + at);
         outer(C, hidden, d, direct(u, d), by_channels(weight[0]), by_tokens(p), false);
@@ -481,11 +482,11 @@ class Scan {
         if (base[1]) outer(C, hidden, d, direct(q, d), by_channels(base[1]), by_tokens(a), true);
         over(wide, [&](int64_t j) { store(read_x + j, bend(Activation(call.activation), load(a + j)).value); });
         const real *seen = seen_hidden();
-        inner(C, C, hidden, by_tokens(seen), by_tokens(x), scores, false, LOWER);
+        inner(C, C, hidden, by_tokens(seen), by_tokens(x), scores, false, room, LOWER);
         real *sum = call.every && sloped ? call.change + chunk * narrow : queries;
         pair_sums(scores, left1, sum);
         for (int j = 0; j < count; j++) {
-            inner(C, d, hidden, by_tokens(seen), by_channels(all[j].at[0]), scaled, false);
+            inner(C, d, hidden, by_tokens(seen), by_channels(all[j].at[0]), scaled, false, room);
             scale(all[j].coefficient, scaled, scaled);
             add(narrow, scaled, sum);
         }
@@ -494,7 +495,7 @@ class Scan {
                 vec value = load(sum + t * d + j);
                 store(z + t * d + j, sloped ? value * load(slope[0] + j) : value);
             });
-        if (base[0]) inner(C, d, hidden, by_tokens(read_x), by_channels(base[0]), z, true);
+        if (base[0]) inner(C, d, hidden, by_tokens(read_x), by_channels(base[0]), z, true, room);
         for (int64_t t = 0; t < C; t++) {
             const real *own_z = z + t * d, *own_q = q + t * d;
             real *y = call.y + chunk * narrow + t * d;
@@ -585,7 +586,7 @@ class Scan {
             real *wides[2] = {x, left2}, *to_wides[2] = {to_x, to_left2}, *to_narrows[2] = {to_left1, to_k};
             for (int m = 0; m < 2; m++) {
                 const real *above = to_state + (2 * c + m) * size;
-                inner(C, d, hidden, by_tokens(wides[m]), by_channels(above), product, false);
+                inner(C, d, hidden, by_tokens(wides[m]), by_channels(above), product, false, room);
                 scale_back(narrows[m], product, to_row + copies * width, width, m > 0);
                 scale(steps(c), product, product);
                 add(narrow, product, to_narrows[m]);
@@ -653,14 +654,14 @@ class Scan {
                 });
             to_sum = to_scaled;
         }
-        inner(C, C, hidden, by_tokens(seen), by_tokens(x), scores, false, LOWER);
+        inner(C, C, hidden, by_tokens(seen), by_tokens(x), scores, false, room, LOWER);
         pairs_back(scores, left1, to_sum, others, product, to_left1, true);
         outer(C, hidden, C, direct(others, C), by_tokens(x), by_tokens(to_read_x), false, UP_TO);
         outer(C, hidden, C, turned(others, C), by_tokens(seen), by_tokens(to_x), true, FROM);
         for (int j = 0; j < count; j++) {
             scale(all[j].coefficient, to_sum, scaled);
             if (by_channel) {
-                inner(C, d, hidden, by_tokens(seen), by_channels(all[j].at[0]), product, false);
+                inner(C, d, hidden, by_tokens(seen), by_channels(all[j].at[0]), product, false, room);
                 back_from_coefficients(all[j], product, to_sum);
                 outer(C, hidden, d, direct(scaled, d), by_channels(all[j].at[0]), by_tokens(to_read_x), true);
             } else
@@ -677,16 +678,16 @@ class Scan {
         real *to_a = to_read_x;
         over(wide, [&](int64_t j) { store(to_a + j, load(to_a + j) * load(hidden_read + j)); });
         if (base[1]) {
-            inner(C, d, hidden, by_tokens(to_a), by_channels(base[1]), to_q, true);
+            inner(C, d, hidden, by_tokens(to_a), by_channels(base[1]), to_q, true, room);
             outer(d, hidden, C, turned(q, d), by_tokens(to_a), by_channels(to_base(1)), true);
         }
         if (centred) centre(to_a, to_a);
         scale_queries();
-        inner(C, C, hidden, by_tokens(to_a), by_tokens(left2), others, false, LOWER);
+        inner(C, C, hidden, by_tokens(to_a), by_tokens(left2), others, false, room, LOWER);
         pairs_back(others, k, queries, scores, to_scaled, to_k, false);
         outer(C, hidden, C, turned(scores, C), by_tokens(to_a), by_tokens(to_left2), true, FROM);
         for (int j = 0; j < count; j++) {
-            inner(C, d, hidden, by_tokens(to_a), by_channels(all[j].at[1]), product, false);
+            inner(C, d, hidden, by_tokens(to_a), by_channels(all[j].at[1]), product, false, room);
             back_from_coefficients(all[j], product, queries);
             scale(all[j].coefficient, product, product);
             add(narrow, product, to_scaled);
@@ -744,7 +745,7 @@ class Scan {
             store(to_a + j, above * load(p + j) * load(curved + j));
         });
         over(narrow, [&](int64_t j) { store(to_left1 + j, load(to_left1 + j) * real(call.rate1)); });
-        inner(C, d, hidden, by_tokens(to_p), by_channels(weight[0]), to_left1, true);
+        inner(C, d, hidden, by_tokens(to_p), by_channels(weight[0]), to_left1, true, room);
         outer(d, hidden, C, turned(u, d), by_tokens(to_p), by_channels(to_weight[0]), sloped);
         for (int64_t t = 0, at = 0; t < C; t++, at += d) {
             real none[1], *to_gate = call.to_gate ? call.to_gate + (chunk * C + t) * call.gate_width : none;
@@ -756,7 +757,7 @@ class Scan {
         outer(C, hidden, d, direct(by_z, d), by_channels(weight[0]), by_tokens(to_x), true);
         outer(d, hidden, C, turned(by_z, d), by_tokens(x), by_channels(to_weight[0]), true);
         over(wide, [&](int64_t j) { store(to_a + j, load(to_a + j) + load(to_x + j) * load(bent + j)); });
-        inner(C, d, hidden, by_tokens(to_a), by_channels(weight[1]), to_k, true);
+        inner(C, d, hidden, by_tokens(to_a), by_channels(weight[1]), to_k, true, room);
         outer(d, hidden, C, turned(k, d), by_tokens(to_a), by_channels(to_weight[1]), sloped);
     }
 };
