@@ -7,7 +7,10 @@ from collections.abc import Callable
 
 from torch.autograd.profiler import profile
 
-KINDS = ("kernels", "matrix products", "element-wise and reductions", "copies", "between operations")
+KINDS: tuple[str, ...] = (
+    *("kernels", "matrix products", "element-wise and reductions", "copies"),
+    "between operations",
+)
 
 _PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "mv", "dot", "convolution")
 _COPIES = (
