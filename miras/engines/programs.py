@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from miras.engines.unroll import Decay, Ends
 from miras.layout import Grid, Layout
 from miras.rule import State
 
@@ -51,3 +52,11 @@ def last_chunks(cells: Grid, start: State, where: Layout) -> Tensor:
 
 def _tokens(cells: Grid, where: Layout) -> Tensor:
     return where.count if cells.order is None else where.count[cells.order]
+
+
+def update_rows(coefficients: Ends | Decay) -> Tensor:
+    """Coefficients of a chunk's end, [M, H, 1 + S, 1 + S + C, 1 | d]."""
+    if isinstance(coefficients, Decay):
+        log, last = coefficients.log, coefficients.log[..., -1:, :]
+        return torch.cat([last.exp(), -(last - log).exp() * coefficients.eta], -2).unsqueeze(-3)
+    return torch.cat([coefficients.dual.unsqueeze(-3), coefficients.slots], -3)

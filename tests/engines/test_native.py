@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import call
 from contract import assert_same_results, result
-from kernel_cases import GD, MOMENTARY, SMALL, YAAD, assert_engine_is_the_loop, problem
+from kernel_cases import GD, MOMENTARY, SMALL, YAAD, assert_engine_is_the_loop, in_flight, problem
 from torch.utils.flop_counter import FlopCounterMode
 
 import miras
@@ -19,6 +19,7 @@ from miras.memory import MLP
 from miras.retention import KL, Lq
 from miras.retention import L2 as Decay
 from miras.rule import Rule
+from miras.state import tensors
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 8])
@@ -108,9 +109,19 @@ def test_it_says_why_not(rule, tokens, reason):
     assert reason in miras.explain(rule, tokens=tokens)["native"]
 
 
-def test_channel_gates_are_left_to_others():
-    tokens, *_ = problem(YAAD, 8, channels=True)
-    assert "one number per head" in miras.explain(YAAD, tokens.gates, (tokens.k, tokens.v))["native"]
+def test_momentum_per_channel_is_left_to_others():
+    tokens, *_ = problem(MOMENTARY, 8, channels=True)
+    assert "gradient descent only" in miras.explain(MOMENTARY, tokens.gates, (tokens.k, tokens.v))["native"]
+
+
+@pytest.mark.parametrize("retention", [Decay(to="initial"), KL(to="initial")], ids=["L2", "KL"])
+def test_gates_per_channel_from_the_middle_of_a_chunk(retention):
+    rule = Rule(SMALL, Huber(), retention, GD, chunk=4)
+    tokens, weights, slow = problem(rule, 10, channels=True)
+    state = in_flight(rule, weights, slow)
+    state = state.map(lambda x: x.detach().requires_grad_(x.is_floating_point()), shared=True)
+    wrt = {n: x for n, x in tensors(state).items() if x.is_floating_point()}
+    assert_engine_is_the_loop("native", rule, tokens, state, {**tokens.named(), **wrt}, (3, 7))
 
 
 def test_without_a_compiler_another_engine_runs(monkeypatch):

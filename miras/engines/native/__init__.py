@@ -28,8 +28,9 @@ def _reasons(rule: Rule, gates: Gates | None, tokens: tuple[Tensor, Tensor] | No
     yield from reasons(rule)
     if rule.link_at == "token" and link_name(rule) != "identity":
         yield "its kernels have links at chunks only, of two tokens at least"
-    if gates and any(gates[gate.name].shape[-1] > 1 for gate in rule.retention.gates + rule.algorithm.gates):
-        yield "its kernels decay and step by one number per head"
+    per_channel = gates and any(gates[gate.name].shape[-1] > 1 for gate in rule.retention.gates + rule.algorithm.gates)
+    if per_channel and (rule.algorithm.slots or rule.read_at == "before"):
+        yield "its kernels have gates per channel for gradient descent only, read after it"
     if build.compiler() is None:
         yield "a C++ compiler makes its kernels, and none was found: install g++ or clang++, or set CXX"
     if tokens is None:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from miras.engines.model import Model
 from miras.engines.native.scan import scan
-from miras.engines.programs import Programs, last_chunks, renewed
+from miras.engines.programs import Programs, last_chunks, renewed, update_rows
 from miras.engines.ragged import in_order, reassemble
-from miras.engines.unroll import Ends, all_coefficients
+from miras.engines.unroll import Decay, all_coefficients
 from miras.gates import hole
 from miras.layout import Layout, grid
 from miras.rule import Gates, Rule, State
@@ -25,14 +25,13 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
     leaves = rule.leaves(q.shape[-1], v.shape[-1])
     gates = {n: cells.slots(g, hole(n)) for n, g in gates.items()}
     rows = all_coefficients(rule, leaves, gates, cells.keep)["w1"]  # both matrices have model channels, so the same
-    assert isinstance(rows.write, Ends) and isinstance(rows.read, Tensor)
-    write = torch.cat([rows.write.dual.unsqueeze(-3), rows.write.slots], -3).squeeze(-1)
+    read, eta = (rows.read.log, rows.read.eta) if isinstance(rows.read, Decay) else (rows.read.squeeze(-1), None)
     own = [gates[g.name] for g in rule.bias.gates]
     start, partial = in_order(cells, state), cells.keep is not None
     starts = [torch.stack([start.dual[n], *start.slots[n]], 2) for n in ("w1", "w2")]
     given = [
         *(cells.slots(x) for x in (q, k, v)),
-        *(own[0] if own else None, write, rows.read.squeeze(-1), *starts),
+        *(own[0] if own else None, update_rows(rows.write), read, eta, *starts),
         *((start.origin["w1"], start.origin["w2"]) if partial else (None, None)),
         *(start.home.get("w1"), start.home.get("w2"), start.slow.get("norm_scale"), start.slow.get("norm_shift")),
     ]

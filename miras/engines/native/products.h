@@ -26,14 +26,15 @@ struct Matrix {
 inline Matrix plain(const real *at, int64_t width) { return {const_cast<real *>(at), width, STRIP}; }
 inline Matrix strips(const real *at, int64_t rows) { return {const_cast<real *>(at), STRIP, STRIP * rows}; }
 
-// A matrix whose entries are taken one by one: (i, j) is at[i * row + j * column].
+// A matrix whose entries are taken one by one: (i, j) is at[i * row + j / STRIP * strip + j % STRIP * column].
 struct Entries {
     const real *at;
-    int64_t row, column;
+    int64_t row, column, strip;
 };
 
-inline Entries direct(const real *at, int64_t width) { return {at, width, 1}; }
-inline Entries turned(const real *at, int64_t width) { return {at, 1, width}; }
+inline Entries direct(Matrix m) { return {m.at, m.row, 1, m.strip}; }
+inline Entries direct(const real *at, int64_t width) { return {at, width, 1, STRIP}; }
+inline Entries turned(const real *at, int64_t width) { return {at, 1, width, STRIP * width}; }
 
 // Which part of a product is wanted: a token t sees the tokens s <= t of its chunk.
 //   ALL     everything
@@ -47,11 +48,14 @@ template <int ROWS>
 inline void outer_tile(int64_t begin, int64_t end, Entries a, const real *b, int64_t b_row, real *out, int64_t row,
                        bool add) {
     vec sum[ROWS][VECS] = {};
-    for (int64_t p = begin; p < end; p++) {
-        vec x[VECS];
-        for (int j = 0; j < VECS; j++) x[j] = load(b + p * b_row + j * LANES);
-        for (int i = 0; i < ROWS; i++)
-            for (int j = 0; j < VECS; j++) sum[i][j] += a.at[i * a.row + p * a.column] * x[j];
+    for (int64_t p = begin; p < end;) {
+        const real *strip = a.at + p / STRIP * a.strip;
+        for (int64_t stop = std::min(end, (p / STRIP + 1) * STRIP); p < stop; p++) {
+            vec x[VECS];
+            for (int j = 0; j < VECS; j++) x[j] = load(b + p * b_row + j * LANES);
+            for (int i = 0; i < ROWS; i++)
+                for (int j = 0; j < VECS; j++) sum[i][j] += strip[i * a.row + p % STRIP * a.column] * x[j];
+        }
     }
     for (int i = 0; i < ROWS; i++)
         for (int j = 0; j < VECS; j++) {
@@ -72,8 +76,9 @@ inline void outer(int64_t m, int64_t n, int64_t k, Entries a, Matrix b, Matrix o
     for (int64_t j = 0; j < n / STRIP; j++)
         for (int64_t i = 0, rows; i < m; i += rows) {
             rows = std::min<int64_t>(TALL, m - i);
+            if (part == LOWER && i + rows <= j * STRIP) continue;
             int64_t begin = part == FROM ? i : 0, end = part == UP_TO ? std::min(i + rows, k) : k;
-            Entries here{a.at + i * a.row, a.row, a.column};
+            Entries here{a.at + i * a.row, a.row, a.column, a.strip};
             real *to = out.at + i * out.row + j * out.strip;
             outer_rows<TALL>(rows, begin, end, here, b.at + j * b.strip, b.row, to, out.row, add);
         }
@@ -111,8 +116,25 @@ inline void inner_rows(int64_t rows, int64_t n, int64_t k, Matrix a, Matrix b, r
     if constexpr (ROWS > 1) inner_rows<ROWS - 1>(rows, n, k, a, b, out, width, add);
 }
 
-// out [m, n], row by row, = (out +) a b^T for a [m, k] and b [n, k], k a multiple of STRIP.
-inline void inner(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, real *out, bool add, Part part = ALL) {
+// b [n, k] turned to [k, n], by strips; both are multiples of STRIP.
+inline void turn(int64_t n, int64_t k, Matrix b, real *out) {
+    for (int64_t p = 0; p < k / STRIP; p++)
+        for (int64_t i = 0; i < n / STRIP; i++) {
+            const real *from = b.at + i * STRIP * b.row + p * b.strip;
+            real *to = out + (i * k + p * STRIP) * STRIP;
+            for (int64_t r = 0; r < STRIP; r++)
+                for (int64_t c = 0; c < STRIP; c++) to[r * STRIP + c] = from[c * b.row + r];
+        }
+}
+
+// out [m, n], row by row, = (out +) a b^T for a [m, k] and b [n, k], k a multiple of STRIP. There is room for b. Turning
+// it first pays: sums of tiles of an inner product have to be added up across their lanes.
+inline void inner(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, real *out, bool add, real *room,
+                  Part part = ALL) {
+    if (n % STRIP == 0) {
+        turn(n, k, b, room);
+        return outer(m, n, k, direct(a), strips(room, k), plain(out, n), add, part);
+    }
     for (int64_t i = 0, rows; i < m; i += rows) {
         rows = std::min<int64_t>(HIGH, m - i);
         Matrix here{a.at + i * a.row, a.row, a.strip};

@@ -11,7 +11,8 @@
 //     W_t = base + slope (.) centre(sum_j c_tj A_j + sum_{s <= t} w_ts narrow_s wide_s^T)
 //
 // where an identity link has its home as the base, if it has one, and slope 1; other links have W at the chunk's origin
-// O as the base, and the sum is less O. `centre` takes away the mean over the hidden axis, for KL.
+// O as the base, and the sum is less O. `centre` takes away the mean over the hidden axis, for KL. All coefficients are
+// one number, or one for each channel; then c_t = exp(L_t) and w_ts = -exp(L_t - L_s) eta_s, L the sums of log alpha.
 //
 // For the way back a, p, the hidden layer that reads see, and narrow tensors are kept, and of the states one of every
 // few chunks, from which the others are computed again.
@@ -27,13 +28,14 @@ extern "C" {
 
 struct Call {
     // M chunks, N sequences; chunk i of sequence n is number first[i] + n. `every` is 0 where nothing is kept.
-    int64_t chunks, sequences, heads, tokens, d, hidden, slots, gate_width, every, threads;
+    int64_t chunks, sequences, heads, tokens, d, hidden, slots, gate_width, width, eta_width, every, threads;
     int64_t activation, norm, residual, clip, bias, link;
     double exponent, sharpness, q, unit1, unit2, constant1, constant2, rate1, rate2;
     const int64_t *first, *count, *last;
-    // Tokens [M, H, C, .]; coefficients of updates [M, H, 1 + S, 1 + S + C], of reads [M, H, C, 1 + S + C]; states
-    // [N, H, 1 + S, ...], the duals where the first chunks take gradients, if not there, and homes [H, ...].
-    const real *queries, *k, *v, *gate, *write, *read, *start1, *start2, *origin1, *origin2, *home1, *home2, *gamma,
+    // Tokens [M, H, C, .]; coefficients of updates [M, H, 1 + S, 1 + S + C, width], of reads [M, H, C, 1 + S + C] or, for
+    // each channel, their L [M, H, C, d] and eta [M, H, C, 1 | d]; states [N, H, 1 + S, ...], the duals where the first
+    // chunks take gradients, if not there, and homes [H, ...].
+    const real *queries, *k, *v, *gate, *write, *read, *eta, *start1, *start2, *origin1, *origin2, *home1, *home2, *gamma,
         *beta;
     // Outputs, states at the end, and the duals that the chunks `last` find, if there are such.
     real *y, *end1, *end2, *last1, *last2;
@@ -41,7 +43,7 @@ struct Call {
     real *a, *p, *a_read, *z, *u, *z_read, *change, *states;
     // Cotangents of outputs, and of all that was given; those of home, gamma and beta are [N, H, ...].
     const real *from_y, *from_end1, *from_end2, *from_last1, *from_last2;
-    real *to_queries, *to_k, *to_v, *to_gate, *to_write, *to_read, *to_start1, *to_start2, *to_origin1, *to_origin2,
+    real *to_queries, *to_k, *to_v, *to_gate, *to_write, *to_read, *to_eta, *to_start1, *to_start2, *to_origin1, *to_origin2,
         *to_home1, *to_home2, *to_gamma, *to_beta;
 };
 }
@@ -60,17 +62,26 @@ class Pool {
     }
 };
 
+// For each token a number, or one for each of its channels.
+struct Numbers {
+    const real *at;
+    int64_t step, width;
+
+    vec operator()(int64_t t, int64_t j) const { return width > 1 ? load(at + t * step + j) : splat(at[t * step]); }
+};
+
 // A summand of the memory that is read with, and its coefficient for each token.
 struct Base {
     const real *at[2];
-    real *to[2], *coefficient;
+    real *to[2];
+    Numbers coefficient;
     int64_t place; // among the coefficients of reads, or -1 if it is none of them
 };
 
 class Scan {
     const Call &call;
-    const int64_t C, d, hidden, copies, size, wide, narrow, columns;
-    const bool sloped, centred, home;
+    const int64_t C, d, hidden, copies, size, wide, narrow, columns, width;
+    const bool sloped, centred, home, by_channel;
     const Link link[2];
     Head head{};
     Pool pool;
@@ -84,8 +95,8 @@ class Scan {
     real *state;
     real *homes[2], *origins[2], *fulls[2], *weights[2], *slope[2];
     // [C, hidden], [C, d] and [C, C]
-    real *x, *bent, *left2, *hidden_read, *read_x, *centred_x, *left1, *queries, *scaled, *product, *scores;
-    real *coefficients;
+    real *x, *bent, *left2, *hidden_read, *read_x, *centred_x, *room, *left1, *queries, *scaled, *product, *scores;
+    real *coefficients, *kept_part, *factors;
 
     // Of the way back; `segment` is the state that each chunk between two kept ones finds.
     real *segment = nullptr, *to_state = nullptr, *to_home[2]{}, *to_origin[2]{}, *to_weight[2]{}, *to_slope[2]{};
@@ -96,8 +107,8 @@ class Scan {
   public:
     explicit Scan(const Call &call, bool back)
         : call(call), C(call.tokens), d(call.d), hidden(call.hidden), copies(1 + call.slots), size(d * hidden),
-          wide(C * hidden), narrow(C * d), columns(copies + C), sloped(call.link != IDENTITY),
-          centred(call.link == KL), home(call.home1),
+          wide(C * hidden), narrow(C * d), columns(copies + C), width(call.width), sloped(call.link != IDENTITY),
+          centred(call.link == KL), home(call.home1), by_channel(call.width > 1),
           link{{Kind(call.link), real(call.q), real(call.unit1), real(call.constant1), d, hidden},
                {Kind(call.link), real(call.q), real(call.unit2), real(call.constant2), d, hidden}} {
         head = {d, bool(call.norm), bool(call.residual), bool(call.clip), Bias(call.bias), real(call.exponent),
@@ -109,7 +120,9 @@ class Scan {
         for (real **part : {&x, &bent, &left2, &hidden_read, &read_x, &centred_x}) *part = pool.take(wide);
         for (real **part : {&left1, &queries, &scaled, &product}) *part = pool.take(narrow);
         scores = pool.take(C * C);
-        coefficients = pool.take(3 * C);
+        room = pool.take(std::max(size, wide));
+        coefficients = pool.take(3 * C * width);
+        for (real **part : {&kept_part, &factors}) *part = pool.take(narrow);
         if (!back) return;
         segment = pool.take(call.every * copies * 2 * size);
         to_state = pool.take(copies * 2 * size);
@@ -221,17 +234,137 @@ class Scan {
         }
     }
 
-    // Each token's channels times a number of its own.
-    void scale(const real *number, int64_t step, const real *from, real factor, real *to) const {
+    // Each token's channels times numbers of its own.
+    void scale(Numbers numbers, const real *from, real *to) const {
         for (int64_t t = 0; t < C; t++)
-            over(d, [&](int64_t j) { store(to + t * d + j, load(from + t * d + j) * (number[t * step] * factor)); });
+            over(d, [&](int64_t j) { store(to + t * d + j, load(from + t * d + j) * numbers(t, j)); });
     }
+
+    // The cotangents of such numbers, (+) sum a (.) b; at `step` reals for each token.
+    void scale_back(const real *a, const real *b, real *to, int64_t step, bool more) const {
+        for (int64_t t = 0; t < C; t++) {
+            const real *x = a + t * d, *y = b + t * d;
+            real *at = to + t * step;
+            if (!by_channel)
+                *at = (more ? *at : 0) + dot(d, x, y);
+            else
+                over(d, [&](int64_t j) {
+                    vec value = load(x + j) * load(y + j);
+                    store(at + j, more ? load(at + j) + value : value);
+                });
+        }
+    }
+
+    // -- pairs of tokens s <= t of a chunk: the form sum_ts scores_ts sum_c w_ts[c] n_s[c] m_t[c] ----------------------
+
+    const real *logarithms() const { return call.read + chunk * narrow; }
+    Numbers eta() const { return {call.eta + chunk * C * call.eta_width, call.eta_width, call.eta_width}; }
+    const real *pair_weights() const { return call.read + chunk * C * columns + copies; }
 
     // scores [t, s] times w_ts, and zeros where t does not see s.
     void weigh(real *scores) const {
-        const real *w = call.read + chunk * C * columns + copies;
+        const real *w = pair_weights();
         for (int64_t t = 0; t < C; t++)
             for (int64_t s = 0; s < C; s++) scores[t * C + s] = s <= t ? scores[t * C + s] * w[t * columns + s] : 0;
+    }
+
+    // f(t, s, at), t by t, with w_ts (.) n_s at `at`: decayed step by step, so that no quotient of decays is taken.
+    template <class Function> void decaying(const real *n, Function f) {
+        const real *sums = logarithms();
+        Numbers rates = eta();
+        for (int64_t t = 0; t < C; t++) {
+            if (t > 0)
+                over(d, [&](int64_t j) {
+                    vec keep = exponential(load(sums + t * d + j) - load(sums + (t - 1) * d + j));
+                    for (int64_t s = 0; s < t; s++) store(factors + s * d + j, load(factors + s * d + j) * keep);
+                });
+            over(d, [&](int64_t j) { store(factors + t * d + j, -load(n + t * d + j) * rates(t, j)); });
+            for (int64_t s = 0; s <= t; s++) f(t, s, factors + s * d);
+        }
+    }
+
+    // The form's derivative by the scores, [t, s] with zeros where t does not see s.
+    void pair_scores(const real *n, const real *m, real *out) {
+        if (by_channel) {
+            std::fill_n(out, C * C, real(0));
+            return decaying(n, [&](int64_t t, int64_t s, const real *at) { out[t * C + s] = dot(d, at, m + t * d); });
+        }
+        inner(C, C, d, rows(m), rows(n), out, false, room, LOWER);
+        weigh(out);
+    }
+
+    // By m; scores may be changed.
+    void pair_sums(real *scores, const real *n, real *out) {
+        if (by_channel) {
+            std::fill_n(out, narrow, real(0));
+            return decaying(n, [&](int64_t t, int64_t s, const real *at) {
+                real score = scores[t * C + s];
+                over(d, [&](int64_t j) { store(out + t * d + j, load(out + t * d + j) + load(at + j) * score); });
+            });
+        }
+        weigh(scores);
+        outer(C, d, C, direct(scores, C), rows(n), rows(out), false, UP_TO);
+    }
+
+    // By all: `out` and `to_m` hold those by scores and by m, to_n gets that by n added, and so do, but for the `first`
+    // of a chunk, the cotangents of w_ts. Scores may be changed.
+    void pairs_back(real *scores, const real *n, const real *m, real *out, real *to_m, real *to_n, bool first) {
+        if (by_channel) return channel_pairs_back(scores, n, m, out, to_m, to_n, first);
+        inner(C, C, d, rows(m), rows(n), out, false, room, LOWER);
+        real *to_w = call.to_read + chunk * C * columns + copies;
+        for (int64_t t = 0; t < C; t++)
+            for (int64_t s = 0; s < C; s++) {
+                real value = s <= t ? scores[t * C + s] * out[t * C + s] : 0;
+                to_w[t * columns + s] = first ? value : to_w[t * columns + s] + value;
+            }
+        weigh(out);
+        weigh(scores);
+        outer(C, d, C, direct(scores, C), rows(n), rows(to_m), false, UP_TO);
+        outer(C, d, C, turned(scores, C), rows(m), rows(to_n), true, FROM);
+    }
+
+    // L_t adds to all that t sees, and -L_s to all that see s: their cotangents are what the form is of each.
+    void channel_pairs_back(const real *scores, const real *n, const real *m, real *out, real *to_m, real *to_n,
+                            bool first) {
+        pair_scores(n, m, out);
+        std::fill_n(to_m, narrow, real(0));
+        decaying(n, [&](int64_t t, int64_t s, const real *at) {
+            real score = scores[t * C + s];
+            over(d, [&](int64_t j) { store(to_m + t * d + j, load(to_m + t * d + j) + load(at + j) * score); });
+        });
+        // By eta_s n_s: the sums over t, gathered from the last token on.
+        const real *sums = logarithms();
+        std::fill_n(factors, narrow, real(0));
+        for (int64_t t = C - 1; t >= 0; t--)
+            for (int64_t s = 0; s <= t; s++) {
+                real score = scores[t * C + s];
+                over(d, [&](int64_t j) {
+                    vec sum = load(factors + s * d + j);
+                    if (t + 1 < C) sum *= load(kept_part + j);
+                    store(factors + s * d + j, sum - load(m + t * d + j) * score);
+                });
+                if (s < t || t == 0) continue;
+                over(d, [&](int64_t j) {
+                    store(kept_part + j, exponential(load(sums + t * d + j) - load(sums + (t - 1) * d + j)));
+                });
+            }
+        Numbers rates = eta();
+        real *to_sums = call.to_read + chunk * narrow, *to_eta = call.to_eta + chunk * C * call.eta_width;
+        for (int64_t t = 0; t < C; t++) {
+            vec of_eta{};
+            over(d, [&](int64_t j) {
+                int64_t at = t * d + j;
+                vec by = load(factors + at), own = load(n + at), rate = rates(t, j), of_n = by * rate;
+                store(to_n + at, load(to_n + at) + of_n);
+                vec of_sum = load(m + at) * load(to_m + at) - own * of_n;
+                store(to_sums + at, first ? of_sum : load(to_sums + at) + of_sum);
+                if (call.eta_width > 1)
+                    store(to_eta + at, first ? by * own : load(to_eta + at) + by * own);
+                else
+                    of_eta += by * own;
+            });
+            if (call.eta_width == 1) to_eta[t] = (first ? 0 : to_eta[t]) + total(of_eta);
+        }
     }
 
     Matrix by_tokens(const real *at) const { return strips(at, C); }
@@ -239,7 +372,8 @@ class Scan {
     Matrix rows(const real *at) const { return plain(at, d); }
 
     const real *tokens(const real *all) const { return all + chunk * narrow; }
-    const real *row(int64_t j) const { return call.write + (chunk * copies + j) * columns; }
+    const real *row(int64_t j) const { return call.write + (chunk * copies + j) * columns * width; }
+    Numbers steps(int64_t j) const { return {row(j) + copies * width, width, width}; }
     const real *gate(int64_t t) const { return call.gate + (chunk * C + t) * call.gate_width; }
     real *kept_state(int64_t i) const {
         int64_t most = (call.count[0] + call.every - 1) / call.every; // the longest sequence is the first
@@ -292,7 +426,7 @@ class Scan {
             store(x + j, b.value);
             store(left2 + j, b.slope);
         });
-        inner(C, d, hidden, by_tokens(x), by_channels(weight[0]), z, false);
+        inner(C, d, hidden, by_tokens(x), by_channels(weight[0]), z, false, room);
         for (int64_t t = 0, at = 0; t < C; t++, at += d)
             surprise(head, z + at, k + at, v + at, gate(t), call.gate_width, u + at);
         outer(C, hidden, d, direct(u, d), by_channels(weight[0]), by_tokens(p), false);
@@ -302,19 +436,21 @@ class Scan {
 
     // The summands of the memory that is read with.
     int bases(const real *found, Base *all) {
-        const real *c = call.read + chunk * C * columns;
+        const real *c = call.read + chunk * C * columns, *sums = logarithms();
         int count = 0;
         for (int64_t j = 0; j < copies; j++) {
-            Base &one = all[count++] = {{found + 2 * j * size, found + (2 * j + 1) * size},
-                                        {to_state + 2 * j * size, to_state + (2 * j + 1) * size},
-                                        coefficients + j * C,
-                                        j};
-            real less = sloped && !apart && j == 0 ? 1 : 0;
-            for (int64_t t = 0; t < C; t++) one.coefficient[t] = c[t * columns + j] - less;
+            real *own = coefficients + j * C * width, less = sloped && !apart && j == 0 ? 1 : 0;
+            for (int64_t t = 0; t < C && !by_channel; t++) own[t] = c[t * columns + j] - less;
+            if (by_channel) over(narrow, [&](int64_t at) { store(own + at, exponential(load(sums + at)) - less); });
+            all[count++] = {{found + 2 * j * size, found + (2 * j + 1) * size},
+                            {to_state + 2 * j * size, to_state + (2 * j + 1) * size},
+                            {own, width, width},
+                            j};
         }
         if (sloped && apart) {
-            Base &one = all[count++] = {{origins[0], origins[1]}, {to_origin[0], to_origin[1]}, coefficients + 2 * C, -1};
-            std::fill_n(one.coefficient, C, real(-1));
+            real *own = coefficients + 2 * C * width;
+            std::fill_n(own, C * width, real(-1));
+            all[count++] = {{origins[0], origins[1]}, {to_origin[0], to_origin[1]}, {own, width, width}, -1};
         }
         return count;
     }
@@ -336,24 +472,22 @@ class Scan {
         Base all[3];
         int count = bases(found, all);
         scale_queries();
-        inner(C, C, d, rows(queries), rows(tokens(call.k)), scores, false, LOWER);
-        weigh(scores);
+        pair_scores(tokens(call.k), queries, scores);
         outer(C, hidden, C, direct(scores, C), by_tokens(left2), by_tokens(a), false, UP_TO);
         for (int j = 0; j < count; j++) {
-            scale(all[j].coefficient, 1, queries, 1, scaled);
+            scale(all[j].coefficient, queries, scaled);
             outer(C, hidden, d, direct(scaled, d), by_channels(all[j].at[1]), by_tokens(a), true);
         }
         if (centred) centre(a, a);
         if (base[1]) outer(C, hidden, d, direct(q, d), by_channels(base[1]), by_tokens(a), true);
         over(wide, [&](int64_t j) { store(read_x + j, bend(Activation(call.activation), load(a + j)).value); });
         const real *seen = seen_hidden();
-        inner(C, C, hidden, by_tokens(seen), by_tokens(x), scores, false, LOWER);
-        weigh(scores);
+        inner(C, C, hidden, by_tokens(seen), by_tokens(x), scores, false, room, LOWER);
         real *sum = call.every && sloped ? call.change + chunk * narrow : queries;
-        outer(C, d, C, direct(scores, C), rows(left1), rows(sum), false, UP_TO);
+        pair_sums(scores, left1, sum);
         for (int j = 0; j < count; j++) {
-            inner(C, d, hidden, by_tokens(seen), by_channels(all[j].at[0]), scaled, false);
-            scale(all[j].coefficient, 1, scaled, 1, scaled);
+            inner(C, d, hidden, by_tokens(seen), by_channels(all[j].at[0]), scaled, false, room);
+            scale(all[j].coefficient, scaled, scaled);
             add(narrow, scaled, sum);
         }
         for (int64_t t = 0; t < C; t++)
@@ -361,7 +495,7 @@ class Scan {
                 vec value = load(sum + t * d + j);
                 store(z + t * d + j, sloped ? value * load(slope[0] + j) : value);
             });
-        if (base[0]) inner(C, d, hidden, by_tokens(read_x), by_channels(base[0]), z, true);
+        if (base[0]) inner(C, d, hidden, by_tokens(read_x), by_channels(base[0]), z, true, room);
         for (int64_t t = 0; t < C; t++) {
             const real *own_z = z + t * d, *own_q = q + t * d;
             real *y = call.y + chunk * narrow + t * d;
@@ -382,21 +516,27 @@ class Scan {
         return centred_x;
     }
 
+    // to_c = sum_j number(c, j) from_j for the dual and the slot; both may be one.
+    template <class Function> void mix(const real *from, real *to, Function number) const {
+        for (int64_t m = 0; m < 2; m++)
+            for (int64_t i = 0; i < d; i++)
+                along(link[m], i, [&](int64_t at) {
+                    int64_t first = m * size + at, second = (2 + m) * size + at, own = by_channel ? i : 0;
+                    vec old[2] = {load(from + first), copies > 1 ? load(from + second) : vec{}};
+                    store(to + first, number(0, 0)[own] * old[0]);
+                    if (copies == 1) return;
+                    store(to + first, load(to + first) + number(0, 1)[own] * old[1]);
+                    store(to + second, number(1, 0)[own] * old[0] + number(1, 1)[own] * old[1]);
+                });
+    }
+
     // What the chunk leaves of the state that it finds; both may be one.
     void update(const real *found, real *left) {
-        for (int m = 0; m < 2; m++)
-            over(size, [&](int64_t j) {
-                vec old[2] = {load(found + m * size + j), copies > 1 ? load(found + (2 + m) * size + j) : vec{}};
-                for (int64_t c = 0; c < copies; c++) {
-                    vec sum = row(c)[0] * old[0];
-                    if (copies > 1) sum += row(c)[1] * old[1];
-                    store(left + (2 * c + m) * size + j, sum);
-                }
-            });
+        mix(found, left, [&](int64_t to, int64_t from) { return row(to) + from * width; });
         for (int64_t c = 0; c < copies; c++) {
-            scale(row(c) + copies, 1, left1, 1, scaled);
+            scale(steps(c), left1, scaled);
             outer(d, hidden, C, turned(scaled, d), by_tokens(x), by_channels(left + 2 * c * size), true);
-            scale(row(c) + copies, 1, tokens(call.k), 1, scaled);
+            scale(steps(c), tokens(call.k), scaled);
             outer(d, hidden, C, turned(scaled, d), by_tokens(left2), by_channels(left + (2 * c + 1) * size), true);
         }
     }
@@ -441,38 +581,31 @@ class Scan {
         std::fill_n(to_left1, narrow, real(0));
         std::fill_n(to_k, narrow, real(0));
         for (int64_t c = 0; c < copies; c++) {
-            const real *coefficient = row(c) + copies;
-            real *to_row = call.to_write + (chunk * copies + c) * columns;
-            const real *factors[2] = {left1, k};
+            real *to_row = call.to_write + (chunk * copies + c) * columns * width;
+            const real *narrows[2] = {left1, k};
             real *wides[2] = {x, left2}, *to_wides[2] = {to_x, to_left2}, *to_narrows[2] = {to_left1, to_k};
             for (int m = 0; m < 2; m++) {
                 const real *above = to_state + (2 * c + m) * size;
-                inner(C, d, hidden, by_tokens(wides[m]), by_channels(above), product, false);
-                for (int64_t t = 0; t < C; t++) {
-                    real value = dot(d, factors[m] + t * d, product + t * d);
-                    to_row[copies + t] = m ? to_row[copies + t] + value : value;
-                }
-                scale(coefficient, 1, product, 1, product);
+                inner(C, d, hidden, by_tokens(wides[m]), by_channels(above), product, false, room);
+                scale_back(narrows[m], product, to_row + copies * width, width, m > 0);
+                scale(steps(c), product, product);
                 add(narrow, product, to_narrows[m]);
-                scale(coefficient, 1, factors[m], 1, scaled);
+                scale(steps(c), narrows[m], scaled);
                 outer(C, hidden, d, direct(scaled, d), by_channels(above), by_tokens(to_wides[m]), c > 0);
             }
             for (int64_t j = 0; j < copies; j++) {
-                vec sum{};
-                over(2 * size, [&](int64_t at) {
-                    sum += load(found + 2 * j * size + at) * load(to_state + 2 * c * size + at);
-                });
-                to_row[j] = total(sum);
+                std::fill_n(to_row + j * width, width, real(0));
+                for (int64_t i = 0; i < d; i++) {
+                    vec sum{};
+                    for (int64_t m = 0; m < 2; m++)
+                        along(link[m], i, [&](int64_t at) {
+                            sum += load(found + (2 * j + m) * size + at) * load(to_state + (2 * c + m) * size + at);
+                        });
+                    to_row[j * width + (by_channel ? i : 0)] += total(sum);
+                }
             }
         }
-        over(2 * size, [&](int64_t at) {
-            vec above[2] = {load(to_state + at), copies > 1 ? load(to_state + 2 * size + at) : vec{}};
-            for (int64_t j = 0; j < copies; j++) {
-                vec sum = row(0)[j] * above[0];
-                if (copies > 1) sum += row(1)[j] * above[1];
-                store(to_state + 2 * j * size + at, sum);
-            }
-        });
+        mix(to_state, to_state, [&](int64_t to, int64_t from) { return row(from) + to * width; });
     }
 
     // Through y = (q +) norm(z): the cotangent of z, and the first part of that of q.
@@ -496,22 +629,9 @@ class Scan {
         }
     }
 
-    // The cotangents of w_ts, from scores and their cotangents without it; then both with it.
-    void back_from_weights(real *scores, real *others, bool more) {
-        real *to_w = call.to_read + chunk * C * columns + copies;
-        for (int64_t t = 0; t < C; t++)
-            for (int64_t s = 0; s < C; s++) {
-                real value = s <= t ? scores[t * C + s] * others[t * C + s] : 0;
-                to_w[t * columns + s] = more ? to_w[t * columns + s] + value : value;
-            }
-        weigh(scores);
-        weigh(others);
-    }
-
     void back_from_read(const real *found) {
         const real *q = tokens(call.queries), *k = tokens(call.k), *a = call.a_read + chunk * wide;
         real *to_q = call.to_queries + chunk * narrow, *to_k = call.to_k + chunk * narrow;
-        real *to_c = call.to_read + chunk * C * columns;
         Base all[3];
         int count = bases(found, all);
         back_from_outputs(to_q);
@@ -534,25 +654,18 @@ class Scan {
                 });
             to_sum = to_scaled;
         }
-        inner(C, C, hidden, by_tokens(seen), by_tokens(x), scores, false, LOWER);
-        inner(C, C, d, rows(to_sum), rows(left1), others, false, LOWER);
-        back_from_weights(scores, others, false);
+        inner(C, C, hidden, by_tokens(seen), by_tokens(x), scores, false, room, LOWER);
+        pairs_back(scores, left1, to_sum, others, product, to_left1, true);
         outer(C, hidden, C, direct(others, C), by_tokens(x), by_tokens(to_read_x), false, UP_TO);
         outer(C, hidden, C, turned(others, C), by_tokens(seen), by_tokens(to_x), true, FROM);
-        outer(C, d, C, turned(scores, C), rows(to_sum), rows(to_left1), true, FROM);
         for (int j = 0; j < count; j++) {
-            outer(C, hidden, d, direct(to_sum, d), by_channels(all[j].at[0]), by_tokens(spare), false);
-            for (int64_t t = 0; t < C; t++) {
-                real c = all[j].coefficient[t];
-                vec sum{};
-                along_hidden(t, [&](int64_t at) {
-                    vec value = load(spare + at);
-                    sum += value * load(seen + at);
-                    store(to_read_x + at, load(to_read_x + at) + value * c);
-                });
-                if (all[j].place >= 0) to_c[t * columns + all[j].place] = total(sum);
-            }
-            scale(all[j].coefficient, 1, to_sum, 1, scaled);
+            scale(all[j].coefficient, to_sum, scaled);
+            if (by_channel) {
+                inner(C, d, hidden, by_tokens(seen), by_channels(all[j].at[0]), product, false, room);
+                back_from_coefficients(all[j], product, to_sum);
+                outer(C, hidden, d, direct(scaled, d), by_channels(all[j].at[0]), by_tokens(to_read_x), true);
+            } else
+                back_from_numbers(all[j], to_sum, seen);
             outer(d, hidden, C, turned(scaled, d), by_tokens(seen), by_channels(all[j].to[0]), true);
         }
         if (centred) centre(to_read_x, to_read_x);
@@ -565,24 +678,20 @@ class Scan {
         real *to_a = to_read_x;
         over(wide, [&](int64_t j) { store(to_a + j, load(to_a + j) * load(hidden_read + j)); });
         if (base[1]) {
-            inner(C, d, hidden, by_tokens(to_a), by_channels(base[1]), to_q, true);
+            inner(C, d, hidden, by_tokens(to_a), by_channels(base[1]), to_q, true, room);
             outer(d, hidden, C, turned(q, d), by_tokens(to_a), by_channels(to_base(1)), true);
         }
         if (centred) centre(to_a, to_a);
         scale_queries();
-        inner(C, C, d, rows(queries), rows(k), scores, false, LOWER);
-        inner(C, C, hidden, by_tokens(to_a), by_tokens(left2), others, false, LOWER);
-        back_from_weights(scores, others, true);
-        outer(C, d, C, direct(others, C), rows(k), rows(to_scaled), false, UP_TO);
-        outer(C, d, C, turned(others, C), rows(queries), rows(to_k), true, FROM);
+        inner(C, C, hidden, by_tokens(to_a), by_tokens(left2), others, false, room, LOWER);
+        pairs_back(others, k, queries, scores, to_scaled, to_k, false);
         outer(C, hidden, C, turned(scores, C), by_tokens(to_a), by_tokens(to_left2), true, FROM);
         for (int j = 0; j < count; j++) {
-            inner(C, d, hidden, by_tokens(to_a), by_channels(all[j].at[1]), product, false);
-            for (int64_t t = 0; t < C && all[j].place >= 0; t++)
-                to_c[t * columns + all[j].place] += dot(d, product + t * d, queries + t * d);
-            scale(all[j].coefficient, 1, product, 1, product);
+            inner(C, d, hidden, by_tokens(to_a), by_channels(all[j].at[1]), product, false, room);
+            back_from_coefficients(all[j], product, queries);
+            scale(all[j].coefficient, product, product);
             add(narrow, product, to_scaled);
-            scale(all[j].coefficient, 1, queries, 1, scaled);
+            scale(all[j].coefficient, queries, scaled);
             outer(d, hidden, C, turned(scaled, d), by_tokens(to_a), by_channels(all[j].to[1]), true);
         }
         for (int64_t at = 0; at < narrow; at += d)
@@ -594,6 +703,31 @@ class Scan {
                 }
                 store(to_q + at + j, load(to_q + at + j) + value);
             });
+    }
+
+    // The cotangents of a base's coefficients, added: a (.) b, of channels also times exp(L_t) of their logarithm.
+    void back_from_coefficients(const Base &one, const real *a, const real *b) {
+        if (one.place < 0) return;
+        if (!by_channel) return scale_back(a, b, call.to_read + chunk * C * columns + one.place, columns, true);
+        real *to_sums = call.to_read + chunk * narrow;
+        over(narrow, [&](int64_t j) {
+            vec keep = exponential(load(logarithms() + j));
+            store(to_sums + j, load(to_sums + j) + load(a + j) * load(b + j) * keep);
+        });
+    }
+
+    // From z = c_t A x to x, added, and to c_t, which is one number: both from A^T to_z, so that A x need not be known.
+    void back_from_numbers(const Base &one, const real *to_z, const real *seen) {
+        outer(C, hidden, d, direct(to_z, d), by_channels(one.at[0]), by_tokens(spare), false);
+        for (int64_t t = 0; t < C; t++) {
+            vec sum{};
+            along_hidden(t, [&](int64_t at) {
+                vec value = load(spare + at);
+                sum += value * load(seen + at);
+                store(to_read_x + at, load(to_read_x + at) + value * one.coefficient.at[t]);
+            });
+            if (one.place >= 0) call.to_read[(chunk * C + t) * columns + one.place] = total(sum);
+        }
     }
 
     // Where the cotangent of a base is gathered.
@@ -611,7 +745,7 @@ class Scan {
             store(to_a + j, above * load(p + j) * load(curved + j));
         });
         over(narrow, [&](int64_t j) { store(to_left1 + j, load(to_left1 + j) * real(call.rate1)); });
-        inner(C, d, hidden, by_tokens(to_p), by_channels(weight[0]), to_left1, true);
+        inner(C, d, hidden, by_tokens(to_p), by_channels(weight[0]), to_left1, true, room);
         outer(d, hidden, C, turned(u, d), by_tokens(to_p), by_channels(to_weight[0]), sloped);
         for (int64_t t = 0, at = 0; t < C; t++, at += d) {
             real none[1], *to_gate = call.to_gate ? call.to_gate + (chunk * C + t) * call.gate_width : none;
@@ -623,7 +757,7 @@ class Scan {
         outer(C, hidden, d, direct(by_z, d), by_channels(weight[0]), by_tokens(to_x), true);
         outer(d, hidden, C, turned(by_z, d), by_tokens(x), by_channels(to_weight[0]), true);
         over(wide, [&](int64_t j) { store(to_a + j, load(to_a + j) + load(to_x + j) * load(bent + j)); });
-        inner(C, d, hidden, by_tokens(to_a), by_channels(weight[1]), to_k, true);
+        inner(C, d, hidden, by_tokens(to_a), by_channels(weight[1]), to_k, true, room);
         outer(d, hidden, C, turned(k, d), by_tokens(to_a), by_channels(to_weight[1]), sloped);
     }
 };

@@ -20,12 +20,14 @@ LINKS = ("identity", "kl", "lq_paper", "lq_mirror")
 
 # The tensors of the operator, and what of them is a state [.., d, hidden] or [.., hidden, d].
 GIVEN = (
-    *("queries", "k", "v", "gate", "write", "read", "start1", "start2"),
+    *("queries", "k", "v", "gate", "write", "read", "eta", "start1", "start2"),
     *("origin1", "origin2", "home1", "home2", "gamma", "beta"),
 )
 KEPT = ("a", "p", "a_read", "z", "u", "z_read", "change", "states")
 RESULTS = ("y", "end1", "end2", "last1", "last2", *KEPT)
-SIZES = ("chunks", "sequences", "heads", "tokens", "d", "hidden", "slots", "gate_width", "every", "threads")
+# Numbers per token: of the bias' gate, of coefficients and of eta.
+WIDTHS = ("gate_width", "width", "eta_width")
+SIZES = ("chunks", "sequences", "heads", "tokens", "d", "hidden", "slots", *WIDTHS, "every", "threads")
 WORDS = ("activation", "norm", "residual", "clip", "bias", "link")
 NUMBERS = ("exponent", "sharpness", "q", "unit1", "unit2", "constant1", "constant2", "rate1", "rate2")
 COTANGENTS = tuple(f"from_{name}" for name in RESULTS[:5])
@@ -44,16 +46,16 @@ class Call(ctypes.Structure):
 
 def _call(model: str, every: int, tensors: Mapping[str, Tensor | None]) -> Call:
     """The call, of contiguous tensors that the caller holds on to."""
-    rule, k, start, gate = Model.parse(model), tensors["k"], tensors["start1"], tensors["gate"]
+    rule, k, start = Model.parse(model), tensors["k"], tensors["start1"]
     assert k is not None and start is not None
     sizes = (k.shape[0], start.shape[0], *k.shape[1:], start.shape[-1], start.shape[2] - 1)
-    widths = (0 if gate is None else gate.shape[-1], every, torch.get_num_threads())
+    widths = [0 if (x := tensors[name]) is None else x.shape[-1] for name in ("gate", "write", "eta")]
     words = (
         *(ACTIVATIONS.index(rule.activation), rule.norm, rule.residual, rule.clip),
         *(BIASES.index(rule.bias), LINKS.index(rule.link)),
     )
     numbers = (rule.p, rule.sharpness, rule.q, rule.unit1, rule.unit2, rule.slope1, rule.slope2, rule.rate1, rule.rate2)
-    call = Call(*sizes, *widths, *words, *numbers)
+    call = Call(*sizes, *widths, every, torch.get_num_threads(), *words, *numbers)
     for name, x in tensors.items():
         if x is not None and x.numel():
             setattr(call, name, x.data_ptr())
@@ -68,6 +70,7 @@ def scan(
     gate: Tensor | None,
     write: Tensor,
     read: Tensor,
+    eta: Tensor | None,
     start1: Tensor,
     start2: Tensor,
     origin1: Tensor | None,
@@ -90,8 +93,9 @@ def scan(
         k: keys.
         v: values.
         gate: the bias' gate [M, H, C, 1 | d], if it has one.
-        write: the update's coefficients [M, H, 1 + S, 1 + S + C].
-        read: those of reads [M, H, C, 1 + S + C].
+        write: the update's coefficients [M, H, 1 + S, 1 + S + C, 1 | d].
+        read: those of reads [M, H, C, 1 + S + C]; or, if these are per channel, the sums of log alpha [M, H, C, d].
+        eta: eta [M, H, C, 1 | d] if they are.
         start1: dual and slots of W1 that the first chunks find, [N, H, 1 + S, d, hidden].
         start2: of W2, [N, H, 1 + S, hidden, d].
         origin1: dual at which the first chunks' gradients are taken, [N, H, d, hidden], if not there.
@@ -111,7 +115,7 @@ def scan(
         y [M, H, C, d]; dual and slots of W1 and of W2 at the end; the duals of both that the chunks `last` find; and
         what is kept for the way back. Empty tensors for what is not asked for.
     """
-    given = [queries, k, v, gate, write, read, start1, start2, origin1, origin2, home1, home2, gamma, beta]
+    given = [queries, k, v, gate, write, read, eta, start1, start2, origin1, origin2, home1, home2, gamma, beta]
     tensors = dict(zip(GIVEN, map(_contiguous, given), strict=True))
     made = _empty(k, start1, start2, last, model, steps, every)
     where = {"first": first, "count": count, "last": last}
@@ -139,8 +143,8 @@ def _empty(
 
 
 @scan.register_fake
-def _(queries: Any, k: Any, v: Any, gate: Any, write: Any, read: Any, start1: Any, start2: Any, *rest: Any) -> Any:
-    return _empty(k, start1, start2, *rest[-4:])
+def _(queries: Any, k: Any, *rest: Any) -> Any:
+    return _empty(k, *rest[5:7], *rest[-4:])
 
 
 @torch.library.custom_op("miras::scan_backward", mutates_args=(), device_types="cpu")
@@ -195,9 +199,10 @@ scan.register_autograd(_backward, setup_context=_save)
 
 
 @register_flop_formula(torch.ops.miras.scan)
-def _flops(q: Any, k: Any, v: Any, gate: Any, write: Any, read: Any, start1: Any, *rest: Any, **_: Any) -> int:
+def _flops(q: Any, k: Any, *rest: Any, **_: Any) -> int:
     """Of a chunk's own tokens one sees half of them."""
-    (m, heads, size, d), copies, hidden, home, model = k, start1[2], start1[-1], rest[3], rest[-3]
+    (m, heads, size, d), start1, home, model = k, rest[5], rest[9], rest[-3]
+    copies, hidden = start1[2], start1[-1]
     products = 3 + 2 * copies + 2 * (copies + (home is not None or Model.parse(model).link != "identity"))
     return 2 * m * heads * size * (products * d * hidden + (size + 1) * (d + hidden))
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from miras.engines.model import Model
-from miras.engines.programs import Programs, last_chunks, renewed
+from miras.engines.programs import Programs, last_chunks, renewed, update_rows
 from miras.engines.ragged import in_order, reassemble
 from miras.engines.triton import read
 from miras.engines.triton.learn import learn
-from miras.engines.unroll import Decay, Ends, Learned, Read, all_coefficients, linearised, read_chunks
+from miras.engines.unroll import Learned, Read, all_coefficients, linearised, read_chunks
 from miras.gates import hole
 from miras.layout import Layout, grid
 from miras.rule import Gates, Rule, State
@@ -49,7 +49,7 @@ def _run(
         keys,
         cells.slots(v),
         own[0] if own else None,
-        _rows(found["w1"].write),  # both matrices have model channels, so they have the same
+        update_rows(found["w1"].write),  # both matrices have model channels, so they have the same
         torch.stack(w1, 2),
         torch.stack(w2, 2),
         start.origin["w1"],
@@ -84,11 +84,3 @@ def _state(state: State, *matrices: Tensor) -> State:
     """A state with the dual and the slots of the two matrices, [..., H, 1 + S, o, i]."""
     parts = {n: x.unbind(2) for n, x in zip(("w1", "w2"), matrices, strict=True)}
     return replace(state, dual={n: x[0] for n, x in parts.items()}, slots={n: x[1:] for n, x in parts.items()})
-
-
-def _rows(coefficients: Ends | Decay) -> Tensor:
-    """Coefficients of a chunk's end, [M, H, 1 + S, 1 + S + C, 1 | d]."""
-    if isinstance(coefficients, Decay):
-        log, last = coefficients.log, coefficients.log[..., -1:, :]
-        return torch.cat([last.exp(), -(last - log).exp() * coefficients.eta], -2).unsqueeze(-3)
-    return torch.cat([coefficients.dual.unsqueeze(-3), coefficients.slots], -3)
