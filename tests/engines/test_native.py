@@ -124,20 +124,25 @@ def test_gates_per_channel_from_the_middle_of_a_chunk(retention):
     assert_engine_is_the_loop("native", rule, tokens, state, {**tokens.named(), **wrt}, (3, 7))
 
 
-def test_without_a_compiler_another_engine_runs(monkeypatch):
+@pytest.fixture
+def nothing_compiled():
+    for known in (build.library, build.missing):
+        known.cache_clear()
+    yield
+    for known in (build.library, build.missing):
+        known.cache_clear()
+
+
+def test_without_a_compiler_another_engine_runs(nothing_compiled, monkeypatch):
     monkeypatch.setattr(build, "compiler", lambda: None)
     said = miras.explain(YAAD)
     assert "CXX" in said["native"] and said["chunk"] == "chosen"
 
 
-def test_what_a_failing_compiler_says_is_the_reason(monkeypatch, tmp_path):
+def test_what_a_failing_compiler_says_is_the_reason(nothing_compiled, monkeypatch, tmp_path):
     wrong = tmp_path / "c++"
     wrong.write_text("#!/bin/sh\necho no such option >&2\nexit 1\n")
     wrong.chmod(0o755)
     monkeypatch.setenv("CXX", str(wrong))
-    build.library.cache_clear()
-    try:
-        said = miras.explain(YAAD, tokens=(torch.zeros(1, 4, 1, 16),) * 2)
-    finally:
-        build.library.cache_clear()
+    said = miras.explain(YAAD, tokens=(torch.zeros(1, 4, 1, 16),) * 2)
     assert "no such option" in said["native"] and said["chunk"] == "chosen"

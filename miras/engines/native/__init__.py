@@ -12,7 +12,6 @@ from torch import Tensor
 from miras.engines.model import link_name, reasons
 from miras.engines.native import build
 from miras.engines.native.engine import run as run
-from miras.errors import MirasError
 from miras.rule import Gates, Rule
 
 # Channels of a head come in strips, and a row of them lies on the stack.
@@ -31,8 +30,8 @@ def _reasons(rule: Rule, gates: Gates | None, tokens: tuple[Tensor, Tensor] | No
     per_channel = gates and any(gates[gate.name].shape[-1] > 1 for gate in rule.retention.gates + rule.algorithm.gates)
     if per_channel and (rule.algorithm.slots or rule.read_at == "before"):
         yield "its kernels have gates per channel for gradient descent only, read after it"
-    if build.compiler() is None:
-        yield "a C++ compiler makes its kernels, and none was found: install g++ or clang++, or set CXX"
+    if reason := build.missing():
+        yield reason
     if tokens is None:
         return
     k, v = tokens
@@ -40,7 +39,5 @@ def _reasons(rule: Rule, gates: Gates | None, tokens: tuple[Tensor, Tensor] | No
         yield "its kernels run on a CPU"
     if (d := v.shape[-1]) != k.shape[-1] or d % STRIP or d > WIDEST:
         yield f"its kernels are for heads of a multiple of {STRIP} up to {WIDEST}, not of {k.shape[-1]} and {d}"
-    try:
-        build.library(build.computed_in(v.dtype))
-    except MirasError as error:
-        yield str(error)
+    if reason := build.missing(build.computed_in(v.dtype)):
+        yield reason

@@ -43,6 +43,19 @@ def compiler() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
+@torch.compiler.assume_constant_result
+@lru_cache
+def missing(dtype: torch.dtype | None = None) -> str | None:
+    """Why there are no kernels that compute in a dtype, or None; without a dtype nothing is compiled to know it."""
+    if compiler() is None:
+        return "a C++ compiler makes its kernels, and none was found: install g++ or clang++, or set CXX"
+    try:
+        _ = dtype is None or library(dtype)
+    except (MirasError, OSError) as error:
+        return str(error)
+    return None
+
+
 def folder() -> Path:
     """Where libraries are kept: where PyTorch keeps its extensions."""
     root = os.environ.get("TORCH_EXTENSIONS_DIR")
@@ -54,14 +67,17 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
     """The library that computes in a dtype; the first time on a machine this takes some seconds.
 
     Raises:
-        MirasError: there is no compiler, or it failed, with what it said.
+        MirasError: the compiler failed, with what it said.
+        OSError: there is none, or nothing can be written to `folder`.
     """
-    found = compiler()
-    if found is None:
-        raise MirasError("native: no C++ compiler was found. Install g++ or clang++, or set CXX.")
-    words = [found, *FLAGS, f"-DREAL={REAL[dtype]}", *(f"-D{name}={value!r}" for name, value in CONSTANTS.items())]
+    words = [
+        str(compiler()),
+        *FLAGS,
+        f"-DREAL={REAL[dtype]}",
+        *(f"-D{name}={value!r}" for name, value in CONSTANTS.items()),
+    ]
     # What the compiler takes this machine for is a part of the name: a home folder may be shared by several.
-    native = _run([found, *FLAGS, "-dM", "-E", "-x", "c++", os.devnull])
+    native = _run([*words[: 1 + len(FLAGS)], "-dM", "-E", "-x", "c++", os.devnull])
     content = "\0".join([*words, native, *(path.read_text(encoding="utf-8") for path in SOURCES)])
     path = folder() / f"scan-{hashlib.sha256(content.encode()).hexdigest()[:16]}.so"
     if not path.is_file():
@@ -76,5 +92,5 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
 def _run(words: list[str]) -> str:
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
-        raise MirasError(f"native: the C++ compiler failed.\n{' '.join(words)}\n{done.stderr.strip()}")
+        raise MirasError(f"the C++ compiler failed.\n{' '.join(words)}\n{done.stderr.strip()}")
     return done.stdout
