@@ -13,7 +13,8 @@ from miras.cli.app import Threads, main, set_threads
 
 @main.command(
     epilog="Examples:\n\n  miras experiment\n\n  miras experiment language_modelling --jobs 2"
-    "\n\n  miras experiment parts --seeds 1 --results experiments/results\n\n  miras experiment needle --scale paper"
+    "\n\n  miras experiment parts --seeds 1 --only 'first order' --only momentum --results experiments/results"
+    "\n\n  miras experiment needle --scale paper"
 )
 def experiment(
     name: Annotated[str | None, typer.Argument(help="An experiment; without it they are listed.")] = None,
@@ -24,6 +25,9 @@ def experiment(
         "runs/experiments"
     ),
     seeds: Annotated[int | None, typer.Option(help="Seeds of each model, from 0 on.", min=1)] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A model to keep, as often as needed; all unless given.", metavar="MODEL")
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Training runs side by side.", min=1)] = 1,
     results: Annotated[str | None, typer.Option(help="Folder for a copy of the results as small JSON.")] = None,
     threads: Threads = None,
@@ -39,11 +43,11 @@ def experiment(
     if name is None:
         typer.echo(listing())
         return
-    plan = plan_of(name, scale, seeds)
+    plan = plan_of(name, scale, seeds, only or ())
     if scale == "paper":
         typer.echo(on_paper(name, plan))
         return
     folder = Path(out) / f"{name}-{scale}"
-    for table in conduct(name, scale, plan, folder, jobs, None if results is None else Path(results)):
+    for table in conduct(name, scale, plan, folder, jobs, None if results is None else Path(results), only or ()):
         Console().print(table)
     typer.echo(f"The report is {folder / 'report.html'}, the numbers are in {folder / 'results.json'}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from miras.errors import UsageError, near
@@ -13,6 +13,7 @@ from miras.experiments.needle import needle
 from miras.experiments.plan import SCALES as SCALES
 from miras.experiments.plan import Experiment as Experiment
 from miras.experiments.plan import Scale as Scale
+from miras.experiments.plan import TextExperiment
 from miras.experiments.recall import recall, robustness
 
 EXPERIMENTS: Mapping[str, Callable[[Scale], Experiment]] = {
@@ -20,15 +21,27 @@ EXPERIMENTS: Mapping[str, Callable[[Scale], Experiment]] = {
 }
 
 
-def experiment(name: str, scale: str, seeds: int | None = None) -> Experiment:
-    """An experiment at a scale; seeds: None as many as the scale has.
+def experiment(name: str, scale: str, seeds: int | None = None, only: Sequence[str] = ()) -> Experiment:
+    """An experiment at a scale.
+
+    Args:
+        name: of the experiment.
+        scale: of the experiment.
+        seeds: how many; None: as many as the scale has.
+        only: names of models to keep, beside the one that the others are compared with; none: all.
 
     Raises:
-        UsageError: an unknown name or scale, said with the near ones.
+        UsageError: an unknown name, scale or model, said with the near ones.
     """
     if name not in EXPERIMENTS:
         raise UsageError(f"no experiment is called {name!r}." + near(name, EXPERIMENTS))
     if scale not in SCALES:
         raise UsageError(f"--scale {scale}: there is no such scale." + near(scale, SCALES))
     plan = EXPERIMENTS[name](SCALES[scale])
+    for model in only:
+        if model not in plan.models:
+            raise UsageError(f"--only {model!r}: {name} has no such model." + near(model, plan.models))
+    if only:
+        kept = {*only, plan.baseline} if isinstance(plan, TextExperiment) else {*only}
+        plan = replace(plan, models={n: model for n, model in plan.models.items() if n in kept})
     return plan if seeds is None else replace(plan, seeds=seeds)

@@ -24,7 +24,7 @@ def parts(scale: Scale) -> TextExperiment:
         "yaad": model(YAAD),
         "constant delta": model(replace(YAAD, inputs=Inputs(delta="constant"))),
         "l_2 bias": model(replace(YAAD, bias=bias.L2())),
-        "l_1 bias": model(replace(YAAD, bias=bias.L1())),
+        "l_1 bias": model(replace(YAAD, bias=bias.L1(form="paper"))),
         "norm-wise Huber": model(replace(YAAD, bias=bias.Huber(form="norm"))),
         "mixture Huber": model(replace(YAAD, bias=bias.Huber(form="mixture"))),
         "no retention": model(replace(YAAD, retention=retention.NoRetention(to="initial"))),

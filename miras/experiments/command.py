@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.table import Table as RichTable
@@ -36,7 +36,15 @@ def listing() -> str:
     return "\n".join([*lines, "", "Scales", *(f"  {name:<20} {scale.about}" for name, scale in SCALES.items())])
 
 
-def conduct(name: str, scale: str, plan: Experiment, out: Path, jobs: int, results: Path | None) -> Iterator[RichTable]:
+def conduct(
+    name: str,
+    scale: str,
+    plan: Experiment,
+    out: Path,
+    jobs: int,
+    results: Path | None,
+    only: Sequence[str] = (),
+) -> Iterator[RichTable]:
     """Do an experiment, write its page and numbers, and give its tables, but for very wide ones.
 
     Args:
@@ -46,8 +54,10 @@ def conduct(name: str, scale: str, plan: Experiment, out: Path, jobs: int, resul
         out: its folder.
         jobs: training runs side by side.
         results: folder for a copy of the numbers.
+        only: the models that were asked for, if not all.
     """
-    command = shlex.join(["miras", "experiment", name, f"--scale={scale}", f"--seeds={plan.seeds}"])
+    kept = [f"--only={model}" for model in only]
+    command = shlex.join(["miras", "experiment", name, f"--scale={scale}", f"--seeds={plan.seeds}", *kept])
     facts = {"Scale": SCALES[scale].about, "Processor": cpu(), "Commit": commit() or "unknown"}
     sections = merged([*run(plan, out, jobs), Facts((command,), facts, "How to reproduce it")])
     lead = f"{len(plan.models)} models, {plan.seeds} seeds. {SCALES[scale].about[0].upper()}{SCALES[scale].about[1:]}."

@@ -35,7 +35,7 @@ def robustness(scale: Scale) -> TaskExperiment:
         "yaad": model("yaad"),
         "yaad with l_2": model(replace(yaad(), bias=bias.L2())),
         "yaad with l_2, clipped": model(replace(yaad(), bias=bias.L2(clip=True))),
-        "yaad with l_1": model(replace(yaad(), bias=bias.L1())),
+        "yaad with l_1": model(replace(yaad(), bias=bias.L1(form="paper"))),
         **models("moneta", "memora", "gated_deltanet"),
     }
     return TaskExperiment(

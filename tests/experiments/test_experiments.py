@@ -96,6 +96,13 @@ def test_linear_memories_get_as_many_bytes():
     assert linear.fields["heads"] == 1 and own <= linear.mixers[0].state_bytes(1, width, width, 1) < 1.1 * own
 
 
+def test_only_some_models():
+    assert list(experiment("parts", "laptop", 1, ["momentum"]).models) == ["yaad", "momentum"]
+    assert list(experiment("recall", "laptop", only=["yaad"]).models) == ["yaad"]
+    with pytest.raises(UsageError, match="Did you mean 'momentum'"):
+        experiment("parts", "laptop", only=["momentun"])
+
+
 def test_the_command():
     run = CliRunner().invoke
     assert all(name in run(main, ["experiment"]).output for name in (*EXPERIMENTS, *SCALES))
