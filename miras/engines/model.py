@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from ast import literal_eval
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 from miras.algorithm import Implicit, LeastSquares, LinearAlgorithm
@@ -92,13 +92,17 @@ class Model:
         )
 
     def __str__(self) -> str:
-        return json.dumps(asdict(self))
+        # By hand: torch.compile traces it, and does not know how to go through json.
+        return ";".join(f"{getattr(self, name)!r}" for name in FIELDS)
 
     @staticmethod
     @lru_cache
     def parse(text: str) -> Model:
         """The inverse of `str`."""
-        return Model(**json.loads(text))
+        return Model(*map(literal_eval, text.split(";")))
+
+
+FIELDS = tuple(field.name for field in fields(Model))
 
 
 def bias_name(rule: Rule) -> str:

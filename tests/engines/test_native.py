@@ -51,6 +51,16 @@ def test_several_threads_share_the_sequences_and_heads():
         torch.set_num_threads(threads)
 
 
+def test_under_autocast_it_computes_in_float32():
+    tokens, weights, slow = problem(YAAD, 8)
+    tokens = tokens.map(lambda x: x.float())
+    state = YAAD.init(*({n: x.float() for n, x in part.items()} for part in (weights, slow)), batch=2)
+    expected, _ = call(YAAD, tokens, state, engine="native")
+    with torch.autocast("cpu", torch.bfloat16):
+        y, after = call(YAAD, tokens, state, engine="native")
+    assert torch.equal(y, expected) and after.dual["w1"].dtype == torch.float32
+
+
 def test_nothing_is_kept_where_no_gradient_is_wanted():
     found = arguments(torch.no_grad())
     *_, every = found
@@ -64,6 +74,13 @@ def test_nan_in_one_sequence_stays_there():
         y, state = call(YAAD, tokens, YAAD.init(weights, slow, batch=2), engine="native")
     assert y[0].isfinite().all() and y[1, 4:].isnan().all()
     assert state.dual["w1"][0].isfinite().all() and state.dual["w1"][1].isnan().any()
+
+
+def test_a_layer_is_one_graph_for_the_compiler():
+    layer, x = miras.MirasLayer(32, 2, variants.memora(chunk=4)), torch.randn(1, 8, 32)
+    expected, _ = layer(x)
+    y, _ = torch.compile(layer, fullgraph=True, backend="eager")(x)
+    torch.testing.assert_close(y, expected)
 
 
 @pytest.mark.slow
@@ -126,10 +143,10 @@ def test_gates_per_channel_from_the_middle_of_a_chunk(retention):
 
 @pytest.fixture
 def nothing_compiled():
-    for known in (build.library, build.missing):
+    for known in (build.library, build._missing):
         known.cache_clear()
     yield
-    for known in (build.library, build.missing):
+    for known in (build.library, build._missing):
         known.cache_clear()
 
 

@@ -44,9 +44,13 @@ def compiler() -> str | None:
 
 
 @torch.compiler.assume_constant_result
-@lru_cache
 def missing(dtype: torch.dtype | None = None) -> str | None:
     """Why there are no kernels that compute in a dtype, or None; without a dtype nothing is compiled to know it."""
+    return _missing(dtype)
+
+
+@lru_cache
+def _missing(dtype: torch.dtype | None) -> str | None:
     if compiler() is None:
         return "a C++ compiler makes its kernels, and none was found: install g++ or clang++, or set CXX"
     try:
