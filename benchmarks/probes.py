@@ -42,12 +42,12 @@ def segments(rounds: int, time: int = 2048) -> None:
     x = torch.randn(2, time, 256, requires_grad=True)
 
     def whole() -> None:
-        layer(x)[0].square().mean().backward()
+        layer(x, engine="chunk")[0].square().mean().backward()
 
     def again() -> None:
         state, outputs = None, []
         for piece in x.split(SEGMENT, 1):
-            y, state = checkpoint(layer, piece, state, use_reentrant=False)
+            y, state = checkpoint(layer, piece, state, engine="chunk", use_reentrant=False)
             outputs.append(y)
         torch.cat(outputs, 1).square().mean().backward()
 
@@ -63,6 +63,7 @@ def scans(rounds: int) -> None:
     for name in ("yaad", "memora"):
         torch.manual_seed(0)
         model, tokens = Miras(257, 128, 4, 344, pattern(name, 4, 16)), torch.randint(256, (8, 256))
+        model.backbone.engine = "chunk"
 
         def train(large: float, model: Miras = model, tokens: torch.Tensor = tokens) -> None:
             chunk.LARGE = large
