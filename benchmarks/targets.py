@@ -27,6 +27,7 @@ from miras.bench.progress import Steps
 from miras.bench.run import machine
 from miras.bench.sizes import Sizes
 from miras.bench.timing import Timing, alternate, machine_calls, machine_speed
+from miras.cli.app import keep_memory
 from miras.errors import MirasError
 from miras.hf import MirasConfig, MirasForCausalLM
 from miras.train.bar import Bar
@@ -317,6 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Target]:
     parser.add_argument("--out", default=str(RESULTS), help="file for the page; - prints it only")
     options = parser.parse_args(given)
     torch.set_num_threads(options.threads)
+    keep_memory()  # as the command line does
     scale = replace(QUICK if options.quick else FULL, memory=not options.no_memory)
     scale = replace(scale, rounds=1 if options.quick else options.rounds)
     with Bar("measured") as bar:

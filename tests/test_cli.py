@@ -301,3 +301,14 @@ def test_ctrl_c_elsewhere_is_code_1(run, monkeypatch):
 
     monkeypatch.setattr("miras.evaluate.load_model", stop)
     assert "Stopped." in miras("generate", run[0], "--prompt", "a", code=1).stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_freed_memory_is_kept():
+    lines = (
+        "from miras.cli.app import set_threads; set_threads(1)",
+        "import psutil, torch; own = psutil.Process(); before = own.memory_info().rss",
+        "x = torch.ones(1 << 26); del x; print(own.memory_info().rss - before)",
+    )
+    said = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert int(said.stdout) > 250e6
