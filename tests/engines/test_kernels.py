@@ -8,12 +8,14 @@ from cases import assert_same, assert_same_states, call
 from contract import EXACT
 from kernel_cases import COVERING, MOMENTARY, YAAD, assert_engine_is_the_loop, in_flight, problem
 
+from miras.engines.native import build
 from miras.rule import Rule
 from miras.state import tensors
 
-ENGINES = pytest.mark.parametrize("engine", ["native", "triton"])
+COMPILED = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+ENGINES = pytest.mark.parametrize("engine", [pytest.param("native", marks=COMPILED), "triton"])
 CASES = [
-    pytest.param(engine, Rule(*axes, chunk=4), channels, id=f"{engine}-{i}")
+    pytest.param(engine, Rule(*axes, chunk=4), channels, id=f"{engine}-{i}", marks=[COMPILED] * (engine == "native"))
     for engine in ("native", "triton")
     for i, (*axes, channels) in enumerate(COVERING)
     if engine == "triton" or not (channels and axes[3].slots)

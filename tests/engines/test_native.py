@@ -21,6 +21,8 @@ from miras.retention import L2 as Decay
 from miras.rule import Rule
 from miras.state import tensors
 
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+
 
 @pytest.mark.parametrize("every", [1, 2, 3, 8])
 def test_states_between_those_that_are_kept_are_computed_again(every, monkeypatch):
