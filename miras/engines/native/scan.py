@@ -18,7 +18,7 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "silu")
 BIASES = ("dot", "l2", "lp_smooth", "lp_paper", "huber_coordinate", "huber_norm", "huber_mixture", "robust")
 LINKS = ("identity", "kl", "lq_paper", "lq_mirror")
 
-# The tensors of the operator, and what of them is a state [.., d, hidden] or [.., hidden, d].
+# Fields of `Call`, in its order: tensors given, kept for the way back and returned, then sizes, words and numbers.
 GIVEN = (
     *("queries", "k", "v", "gate", "write", "read", "eta", "start1", "start2"),
     *("origin1", "origin2", "home1", "home2", "gamma", "beta"),
