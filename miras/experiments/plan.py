@@ -61,7 +61,7 @@ SCALES: Mapping[str, Scale] = {
         (128, 512, 2048),
         (512, 1024, 2048),
         16_384,
-        ScratchConfig(heads=4, steps=700, batch=2048),
+        ScratchConfig(heads=4, steps=1200, batch=2048),
         MQAR(512, train=((32, 4), (64, 8)), test=((32, 4), (64, 8), (64, 16), (128, 32))),
         NoisyRecall(32, pairs=4, repeats=3, train=CLEAN, test=CORRUPTED, examples=1024),
         (1e-3, 2e-3, 4e-3, 8e-3),
