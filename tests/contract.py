@@ -99,11 +99,9 @@ def engines_agree(rule: Rule, tokens: Tokens, state: State, wrt: dict[str, Tenso
     """Every engine that can run the rule against the token loop, whose gradients are returned."""
     cotangents: list[Tensor] = []
     loop = result(rule, tokens, state, wrt, cotangents, "recurrence")
-    for engine, said in miras.explain(rule).items():
+    for engine, said in miras.explain(rule, tokens.gates, (tokens.k, tokens.v)).items():
         if engine == "recurrence" or said not in ("chosen", "possible"):
             continue
-        if engine == "exact" and any(g.shape[-1] > 1 for g in tokens.gates.values()):
-            engine = "auto"
         assert_same_results(result(rule, tokens, state, wrt, cotangents, engine), loop, engine)
     return loop.grads
 

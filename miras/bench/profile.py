@@ -7,7 +7,10 @@ from collections.abc import Callable
 
 from torch.autograd.profiler import profile
 
-KINDS = ("kernels", "matrix products", "element-wise and reductions", "copies", "between operations")
+KINDS: tuple[str, ...] = (
+    *("kernels", "matrix products", "element-wise and reductions", "copies"),
+    "between operations",
+)
 
 _PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "mv", "dot", "convolution")
 _COPIES = (
@@ -43,8 +46,9 @@ _VIEWS += (
 def shares(call: Callable[[], object]) -> dict[str, float]:
     """The time of one call on a CPU by kind of operation, as parts of 1.
 
-    "kernels" are this library's own operators, "copies" are operations that only move or set memory, "between operations" is what no operation accounts for:
-    Python, autograd, dispatch and views. The profiler itself adds to the last.
+    "kernels" are this library's own operators, "copies" are operations that only move or set memory, "between
+    operations" is what no operation accounts for: Python, autograd, dispatch and views. The profiler itself adds to the
+    last.
 
     Args:
         call: what to look at; it is called once before, to warm up.

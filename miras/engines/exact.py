@@ -150,24 +150,28 @@ def _erasing(rule: Rule, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: S
     early, late = rule.gradient_at == "previous", rule.read_at == "after"
     known = mv(state.home["w"], erase) if state.home else torch.zeros_like(v)
 
-    # p = fixed - change A_0^T with (I + past (e b)) p = W_0 e + past (e k) x + g' e A_0^T.
+    # What is erased, -p = fixed + change A_0^T with (I + past (e b)) p = W_0 e + past (e k) v + g' e A_0^T.
+    # Where that is along its key, the error v - p instead, with (I + past (e k)) (v - p) = v - W_0 e - g' e A_0^T.
     removed = decay.scores(erase, eta * along, early, strict=True)
     system = torch.eye(removed.shape[-1], dtype=q.dtype, device=q.device) + removed
-    written = removed if along is k else decay.scores(erase, eta * k, early, strict=True)
-    both = torch.cat([known + matmul(written, v), decay.rows(early).exp() * erase], -1)
+    own = v if along is k else -matmul(decay.scores(erase, eta * k, early, strict=True), v)
+    both = torch.cat([own - known, -decay.rows(early).exp() * erase], -1)
     solved = torch.linalg.solve_triangular(system, both, upper=False, unitriangular=True)
     fixed, change = solved.split([v.shape[-1], k.shape[-1]], -1)
 
     scores = decay.scores(q, eta * along, not late, strict=not late)
-    scores_written = scores if along is k else decay.scores(q, eta * k, not late, strict=not late)
-    reader = decay.rows(not late).exp() * q - matmul(scores, change)
-    rest = matmul(scores_written, v) - matmul(scores, fixed)
+    reader = decay.rows(not late).exp() * q + matmul(scores, change)
+    rest = matmul(scores, fixed)
+    if along is not k:
+        rest = rest + matmul(decay.scores(q, eta * k, not late, strict=not late), v)
     if state.home:
         rest = rest + mv(state.home["w"], q)
     with torch.autocast(q.device.type, enabled=False):
-        k_end, b_end = decay.to_end(eta * k), decay.to_end(eta * along)
-        move = torch.diag_embed(decay.log[..., -1, :].exp().expand(*k.shape[:-2], k.shape[-1])) - change.mT @ b_end
-        add = v.mT @ k_end - fixed.mT @ b_end
+        end = decay.to_end(eta * along)
+        move = torch.diag_embed(decay.log[..., -1, :].exp().expand(*k.shape[:-2], k.shape[-1])) + change.mT @ end
+        add = fixed.mT @ end
+        if along is not k:
+            add = add + v.mT @ decay.to_end(eta * k)
     return Tiles(move, add, lambda before: rest + matmul(reader, before.mT))
 
 

@@ -24,8 +24,8 @@ class MLP(Deep):
     std 1 where a unit-norm key is read, so that pre-activations are of order 1, and 1/sqrt(h) behind a hidden layer.
 
     Choose it where quality counts for more than speed: it is the memory of the paper's three models and of Titans. It
-    wants `rate="input"` and decay to the initial memory, and on a CPU it trains several times slower than attention at
-    short context.
+    wants `rate="input"` and decay to the initial memory, and on a CPU it trains more slowly than attention at short
+    context (`docs/performance.md`).
 
     Args:
         layers: number of matrices k.

@@ -19,16 +19,16 @@ def test_every_variant_has_an_oracle():
 
 def engines(name):
     mixer = preset(name)
-    return (
-        [n for n, said in miras.explain(mixer).items() if said in ("chosen", "possible")]
-        if isinstance(mixer, Rule)
-        else ["auto"]
-    )
+    if not isinstance(mixer, Rule):
+        return ["auto"]
+    able = [n for n, said in miras.explain(mixer).items() if said in ("chosen", "possible")]
+    # Oracles have gates per channel, and momentum then has no native kernel.
+    return [n for n in able if not (n == "native" and mixer.algorithm.slots)]
 
 
 @pytest.mark.parametrize(("name", "engine"), [(n, e) for n in VARIANTS for e in engines(n)])
 def test_preset_is_its_oracle(name, engine):
-    errors = measure(name, engine)
+    errors = measure(name, engine, d=16 if engine == "native" else 4)  # its heads come in strips
     limit = TOLERANCE.get(name, 1e-10)
     worst = {n: e for n, e in errors.items() if not e <= limit}
     assert not worst

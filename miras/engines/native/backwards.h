@@ -57,8 +57,9 @@ class Backwards : public Forwards {
             int64_t at = (own * copies + j) * size;
             save(to_state + 2 * j * size, call.to_start1 + at, to_state + (2 * j + 1) * size, call.to_start2 + at);
         }
-        if (call.to_origin1) save(to_origin[0], call.to_origin1 + own * size, to_origin[1], call.to_origin2 + own * size);
-        if (call.to_home1) save(to_home[0], call.to_home1 + own * size, to_home[1], call.to_home2 + own * size);
+        int64_t at = own * size;
+        if (call.to_origin1) save(to_origin[0], call.to_origin1 + at, to_origin[1], call.to_origin2 + at);
+        if (call.to_home1) save(to_home[0], call.to_home1 + at, to_home[1], call.to_home2 + at);
         if (!call.to_gamma) return;
         std::copy_n(to_gamma, d, call.to_gamma + own * d);
         std::copy_n(to_beta, d, call.to_beta + own * d);

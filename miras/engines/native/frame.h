@@ -15,19 +15,19 @@ struct Call {
     int64_t activation, norm, residual, clip, bias, link;
     double exponent, sharpness, q, unit1, unit2, constant1, constant2, rate1, rate2;
     const int64_t *first, *count, *last;
-    // Tokens [M, H, C, .]; coefficients of updates [M, H, 1 + S, 1 + S + C, width], of reads [M, H, C, 1 + S + C] or, for
-    // each channel, their L [M, H, C, d] and eta [M, H, C, 1 | d]; states [N, H, 1 + S, ...], the duals where the first
-    // chunks take gradients, if not there, and homes [H, ...].
-    const real *queries, *k, *v, *gate, *write, *read, *eta, *start1, *start2, *origin1, *origin2, *home1, *home2, *gamma,
-        *beta;
+    // Tokens [M, H, C, .]; coefficients of updates [M, H, 1 + S, 1 + S + C, width], of reads [M, H, C, 1 + S + C] or,
+    // for each channel, their L [M, H, C, d] and eta [M, H, C, 1 | d]; states [N, H, 1 + S, ...], the duals where the
+    // first chunks take gradients, if not there, and homes [H, ...].
+    const real *queries, *k, *v, *gate, *write, *read, *eta, *start1, *start2, *origin1, *origin2, *home1, *home2,
+        *gamma, *beta;
     // Outputs, states at the end, and the duals that the chunks `last` find, if there are such.
     real *y, *end1, *end2, *last1, *last2;
     // Kept: [M, H, C, hidden] by strips three times, [M, H, C, d] four times; states.
     real *a, *p, *a_read, *z, *u, *z_read, *change, *states;
     // Cotangents of outputs, and of all that was given; those of home, gamma and beta are [N, H, ...].
     const real *from_y, *from_end1, *from_end2, *from_last1, *from_last2;
-    real *to_queries, *to_k, *to_v, *to_gate, *to_write, *to_read, *to_eta, *to_start1, *to_start2, *to_origin1, *to_origin2,
-        *to_home1, *to_home2, *to_gamma, *to_beta;
+    real *to_queries, *to_k, *to_v, *to_gate, *to_write, *to_read, *to_eta, *to_start1, *to_start2, *to_origin1,
+        *to_origin2, *to_home1, *to_home2, *to_gamma, *to_beta;
 };
 }
 
@@ -51,6 +51,8 @@ struct Numbers {
     vec operator()(int64_t t, int64_t j) const { return width > 1 ? load(at + t * step + j) : splat(at[t * step]); }
 };
 
+// Sizes are those of `Call`; a matrix has `size` entries, a chunk's tokens `wide` of the hidden layer and `narrow` of
+// channels, and a row of coefficients `columns`.
 class Frame {
   protected:
     const Call &call;

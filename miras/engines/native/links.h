@@ -1,7 +1,7 @@
 // The links W = link(F), F the full dual, with their slopes within a chunk, and the way back; see `miras.retention`.
 //
-// Matrices are [d, hidden], by strips, for W2 too, which is [hidden, d] elsewhere: the axis along which KL normalises is
-// then the one that runs through memory. Slopes are one number for each channel.
+// Matrices are [d, hidden], by strips, for W2 too, which is [hidden, d] elsewhere: the axis along which KL normalises
+// is then the one that runs through memory. Slopes are one number for each channel.
 #pragma once
 
 #include "products.h"

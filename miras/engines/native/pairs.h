@@ -1,7 +1,7 @@
 // Pairs of tokens s <= t of a chunk: the form sum_ts scores_ts sum_c w_ts[c] n_s[c] m_t[c] and its derivatives.
 //
-// What a token reads of those before it in its chunk are two such forms: one with the scores <x_s, x_t> of hidden layers
-// and n the factors left1, one with n the keys and m the queries, whose scores are the cotangents <left2_s, to_a_t>.
+// What a token reads of those before it in its chunk are two such forms: one with the scores <x_s, x_t> of hidden
+// layers and n the factors left1, one with n the keys and m the queries, whose scores are the cotangents of a.
 #pragma once
 
 #include "frame.h"

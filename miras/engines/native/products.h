@@ -103,7 +103,8 @@ inline void inner_tile(int64_t k, Matrix a, Matrix b, real *out, int64_t width, 
         }
 }
 
-template <int ROWS> inline void inner_columns(int64_t n, int64_t k, Matrix a, Matrix b, real *out, int64_t width, bool add) {
+template <int ROWS>
+inline void inner_columns(int64_t n, int64_t k, Matrix a, Matrix b, real *out, int64_t width, bool add) {
     int64_t j = 0;
     auto from = [&] { return Matrix{b.at + j * b.row, b.row, b.strip}; };
     for (; j + BROAD <= n; j += BROAD) inner_tile<ROWS, BROAD>(k, a, from(), out + j, width, add);
@@ -127,8 +128,8 @@ inline void turn(int64_t n, int64_t k, Matrix b, real *out) {
         }
 }
 
-// out [m, n], row by row, = (out +) a b^T for a [m, k] and b [n, k], k a multiple of STRIP. There is room for b. Turning
-// it first pays: sums of tiles of an inner product have to be added up across their lanes.
+// out [m, n], row by row, = (out +) a b^T for a [m, k] and b [n, k], k a multiple of STRIP. There is room for b.
+// Turning it first pays: sums of tiles of an inner product have to be added up across their lanes.
 inline void inner(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, real *out, bool add, real *room,
                   Part part = ALL) {
     if (n % STRIP == 0) {

@@ -55,8 +55,8 @@ inline vec square_root(vec x) {
     return each(x, [](real a) { return std::sqrt(a); });
 }
 
-// exp(x) = 2^n exp(r), |r| <= log(2) / 2, with the Taylor polynomial of exp(r); NaN stays NaN. A number as large as MAGIC
-// has no bits behind the point: adding it rounds, and leaves n in the last bits.
+// exp(x) = 2^n exp(r), |r| <= log(2) / 2, with the Taylor polynomial of exp(r); NaN stays NaN. A number as large as
+// MAGIC has no bits behind the point: adding it rounds, and leaves n in the last bits.
 inline vec exponential(vec x) {
     constexpr real MAGIC = SINGLE ? real(12582912.0) : real(6755399441055744.0);
     constexpr real LOW = SINGLE ? real(-87) : real(-708), HIGH = SINGLE ? real(88) : real(709);
