@@ -15,6 +15,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+from miras.experiments.run import slug
 from miras.report.figures import Curves, looks_of
 from miras.report.plots import standalone
 from miras.report.runs import read_sections
@@ -82,7 +83,7 @@ def _looks(file: str) -> Looks:
 
 def _figures(file: str, title: str) -> dict[Path, Curves]:
     own = [s for s in _sections(file) if isinstance(s, Curves) and s.title == title]
-    name = f"{file}.{title.replace(' ', '-')}"
+    name = f"{file}.{slug(title)}"
     return {DRAWN / f"{name}{i or ''}.svg": curves for i, curves in enumerate(own)}
 
 

@@ -115,7 +115,7 @@ def _print(
         means = [cell["mean"] for cell in cells]
         winner = best(means) if best and len(set(means)) > 1 else None
         said = [f"[bold]{_cell(c)}[/bold]" if c["mean"] == winner else _cell(c) for c in cells]
-        table.add_row(*(f"{level[name]:,}" for name in task.level), *said)
+        table.add_row(*(x if isinstance(x := level[name], str) else f"{x:,}" for name in task.level), *said)
     for column in table.columns:
         column.justify = "right"
     # Where there is no terminal, rich would guess 80 columns and break the lines for nobody.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from miras.evaluate.scratch import ScratchConfig
-from miras.evaluate.tasks import MQAR, LanguageTask, SyntheticTask
+from miras.evaluate.tasks import MQAR, LanguageTask, NoisyRecall, SyntheticTask
 from miras.mixer import Mixer
 from miras.registry import to_config
 from miras.train.config import TrainConfig
@@ -26,6 +26,7 @@ class Scale:
         far: how far the loss is followed, in tokens.
         scratch: how synthetic tasks are learned.
         recall: the task of multi-query recall.
+        noisy: the task of recall from corrupted pairs, trained on clean ones.
         rates: learning rates, tried with the first seed from the lowest on as long as the loss falls.
         scratch_rates: the same for synthetic tasks.
         seeds: how many.
@@ -38,6 +39,7 @@ class Scale:
     far: int
     scratch: ScratchConfig
     recall: MQAR
+    noisy: NoisyRecall
     rates: tuple[float, ...]
     scratch_rates: tuple[float, ...]
     seeds: int = 3
@@ -48,6 +50,10 @@ class Scale:
         return sorted(self.rates)[(len(self.rates) - 1) // 2]
 
 
+CLEAN = (("value", 0.0),)
+CORRUPTED = tuple((noise, rate) for noise in ("heavy", "value") for rate in (0.0, 0.1, 0.2, 0.3, 0.4))
+
+
 SCALES: Mapping[str, Scale] = {
     "laptop": Scale(
         "1 M parameters, half a million tokens, two cores, minutes a run",
@@ -55,10 +61,11 @@ SCALES: Mapping[str, Scale] = {
         (128, 512, 2048),
         (512, 1024, 2048),
         16_384,
-        ScratchConfig(steps=1500, batch=2048),
+        ScratchConfig(heads=4, steps=1200, batch=2048),
         MQAR(512, train=((32, 4), (64, 8)), test=((32, 4), (64, 8), (64, 16), (128, 32))),
+        NoisyRecall(32, pairs=4, repeats=3, train=CLEAN, test=CORRUPTED, examples=1024),
         (1e-3, 2e-3, 4e-3, 8e-3),
-        (2.5e-3, 5e-3),
+        (5e-3,),
     ),
     "gpu": Scale(
         "50 M parameters, 650 million tokens, one GPU, an hour or two a run",
@@ -71,6 +78,7 @@ SCALES: Mapping[str, Scale] = {
         65_536,
         ScratchConfig(dim=128, steps=20_000, batch=32_768),
         MQAR(),
+        NoisyRecall(train=CLEAN, test=CORRUPTED),
         (5e-4, 1e-3, 2e-3),
         (1e-3, 3e-3),
     ),
@@ -82,6 +90,7 @@ SCALES: Mapping[str, Scale] = {
         131_072,
         ScratchConfig(dim=256, steps=100_000, batch=65_536),
         MQAR(),
+        NoisyRecall(train=CLEAN, test=CORRUPTED),
         (7.5e-4, 1.5e-3, 3e-3),
         (1e-3, 3e-3),
         seeds=1,

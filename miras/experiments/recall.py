@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from miras import bias
-from miras.evaluate.tasks import NoisyRecall
 from miras.experiments.plan import Model, Scale, TaskExperiment, model, models
 from miras.variants import variant, yaad
 
@@ -43,7 +42,7 @@ def robustness(scale: Scale) -> TaskExperiment:
         "Huber's loss makes Yaad robust to extreme events (section 5.3).",
         twins,
         "noisy_recall",
-        NoisyRecall(noise="heavy", train=(0.0,)),
+        scale.noisy,
         scale.scratch,
         scale.scratch_rates,
         scale.seeds,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from miras.evaluate.tasks import task as task_of
 from miras.report.figures import Curves, Grid, HeatMap, Series
@@ -24,31 +24,48 @@ def task_sections(found: Mapping[str, Any], names: Mapping[str, str] | None = No
     task, title = task_of(found["task"]), found["task"].replace("_", " ")
     sections: list[Section] = []
     for measure in task.measures:
-        lines = []
+        lines: list[_Line] = []
         for model, result in found["models"].items():
-            name, rows = (names or {}).get(model, model), result["rows"]
+            name, rows = str((names or {}).get(model, model)), result["rows"]
             lines += [
                 (name, [(row, row[measure]["values"][seed]) for row in rows])
                 for seed in range(len(rows[0][measure]["values"]))
             ]
         word, better = measure.replace("_", " "), "low" if measure in task.less else "high"
-        if len(task.level) == 2 and not _one_each(lines[0][1], task.level):
-            sections += [_map(name, line, task.level, title, word) for name, line in lines]
+        first, *others = task.level
+        if not isinstance(lines[0][1][0][0][first], str):
+            sections += _figures(lines, task.level, title, word, better)
             continue
-        x = task.level[0]
-        # Where the first level tells all lines apart, labels need no other.
-        levels = (x,) if len({row[x] for row, _ in lines[0][1]}) == len(lines[0][1]) else task.level
-        labels = [" x ".join(_said(row[level]) for level in levels) for row, _ in lines[0][1]]
-        columns = tuple(Column(label, "", better) for label in labels)  # type: ignore[arg-type]
-        values = [dict(zip(labels, (value for _, value in line), strict=True)) for _, line in lines]
-        note = f"{word.capitalize()} by {' x '.join(levels)}."
-        sections.append(Table(columns, tuple(Row(n, v) for (n, _), v in zip(lines, values, strict=True)), title, note))
-        curves = [
-            Series(name, tuple(row[x] for row, _ in line), tuple(value for _, value in line)) for name, line in lines
-        ]
-        log = "x" if min(min(s.x) for s in curves) > 0 else ""
-        sections.append(Curves(x, word, tuple(curves), title, log=log))
+        # A level that is a word is a table of its own.
+        for kind in dict.fromkeys(row[first] for row, _ in lines[0][1]):
+            own = [(name, [(row, x) for row, x in line if row[first] == kind]) for name, line in lines]
+            sections += _figures(own, tuple(others), f"{title}, {kind}", word, better)
     return sections
+
+
+_Line = tuple[str, list[tuple[Any, float]]]
+"""A model's name, and a seed's rows with what was measured there."""
+
+
+def _figures(
+    lines: list[_Line], level: tuple[str, ...], title: str, word: str, better: Literal["low", "high"]
+) -> list[Section]:
+    """One measure by one or two levels that are numbers."""
+    if len(level) == 2 and not _one_each(lines[0][1], level):
+        return [_map(name, line, level, title, word) for name, line in lines]
+    x = level[0]
+    # Where the first level tells all lines apart, labels need no other.
+    levels = (x,) if len({row[x] for row, _ in lines[0][1]}) == len(lines[0][1]) else level
+    labels = [" x ".join(_said(row[name]) for name in levels) for row, _ in lines[0][1]]
+    columns = tuple(Column(label, "", better) for label in labels)
+    values = [dict(zip(labels, (value for _, value in line), strict=True)) for _, line in lines]
+    note = f"{word.capitalize()} by {' x '.join(levels)}."
+    curves = [Series(name, tuple(row[x] for row, _ in line), tuple(value for _, value in line)) for name, line in lines]
+    log = "x" if min(min(s.x) for s in curves) > 0 else ""
+    return [
+        Table(columns, tuple(Row(n, v) for (n, _), v in zip(lines, values, strict=True)), title, note),
+        Curves(x, word, tuple(curves), title, log=log),
+    ]
 
 
 def _one_each(line: list[tuple[Any, float]], level: tuple[str, ...]) -> bool:

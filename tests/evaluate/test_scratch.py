@@ -46,11 +46,11 @@ def test_logits_are_made_only_where_something_is_asked():
 
 
 def test_heavy_noise_reaches_the_embedding_where_it_is():
-    asked = NoisyRecall(vocabulary=16, pairs=4, repeats=2, noise="heavy", examples=8)
+    asked = NoisyRecall(vocabulary=16, pairs=4, repeats=2, test=(("heavy", 0.4),), examples=8)
     model = ScratchConfig(**SMALL).build(asked.tokens, 40).eval()
     seen = []
     model.model.register_forward_pre_hook(lambda m, a, k: seen.append(k["inputs_embeds"]), with_kwargs=True)
-    examples = asked.build(0).test[0.4]
+    examples = asked.build(0).test["heavy", 0.4]
     scratch._answers(model, examples)
     moved = (seen[0] != model.get_input_embeddings()(examples.inputs)).any(-1)
     assert torch.equal(moved, examples.noise > 0)

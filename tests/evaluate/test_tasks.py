@@ -94,9 +94,9 @@ def test_mqar_gaps_follow_the_power_law():
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.4])
 @pytest.mark.parametrize("noise", ["value", "token", "heavy"])
 def test_noise_is_as_frequent_as_asked_and_answers_are_clean(noise, rate):
-    asked = NoisyRecall(noise=noise)
+    asked = NoisyRecall()
     clean = {}
-    inputs, targets, size = draw(asked, rate, 200)
+    inputs, targets, size = draw(asked, (noise, rate), 200)
     shown_tokens = 2 * asked.pairs * asked.repeats
     queries, answers = inputs[:, shown_tokens::2], targets[:, shown_tokens::2]
     wrong = np.zeros(2)
@@ -163,8 +163,8 @@ def test_permutations_are_composed(degree):
     [
         (lambda: MQAR(train=((64, 17),)), "4 tokens a pair"),
         (lambda: MQAR(vocabulary=30, test=((64, 16),), train=((64, 16),)), "different keys"),
-        (lambda: NoisyRecall(test=(1.5,)), "rates from 0 to 1"),
-        (lambda: NoisyRecall(noise="loud"), "expected value, token or heavy"),  # type: ignore[arg-type]
+        (lambda: NoisyRecall(test=(("value", 1.5),)), "rates from 0 to 1"),
+        (lambda: NoisyRecall(test=(("loud", 0.1),)), "expected value, token or heavy"),
         (lambda: SelectiveCopy(train=((32, 16),)), "do not fit"),
         (lambda: Memorisation(train=(31,)), "even lengths"),
         (lambda: Parity(test=(0,)), "at least 1"),

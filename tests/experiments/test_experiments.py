@@ -11,7 +11,7 @@ from miras import variants
 from miras.cli import main
 from miras.errors import UsageError
 from miras.evaluate.scratch import ScratchConfig
-from miras.evaluate.tasks import MQAR, Positions, SyntheticTask
+from miras.evaluate.tasks import MQAR, NoisyRecall, Positions, SyntheticTask
 from miras.experiments import EXPERIMENTS, SCALES, experiment
 from miras.experiments.command import conduct
 from miras.experiments.plan import TaskExperiment, TextExperiment, model, models
@@ -71,6 +71,19 @@ def test_a_synthetic_task(tmp_path):
     assert [row["name"] for row in accuracy["rows"]] == ["yaad"] * 2 + ["deltanet"] * 2 and len(shown) == 2
     assert all(0 <= x <= 1 for row in accuracy["rows"] for x in row["values"].values())
     assert about["rows"][1]["values"]["state"] == 32 * 32 * 4 * 1
+
+
+def test_a_table_for_each_kind_of_noise(tmp_path):
+    levels = tuple((noise, rate) for noise in ("heavy", "value") for rate in (0.0, 0.5))
+    asked = NoisyRecall(16, pairs=2, repeats=2, train=(("value", 0.0),), test=levels, examples=8)
+    training = ScratchConfig(dim=16, layers=1, steps=10, batch=64)
+    plan = TaskExperiment("Small", "Nothing.", models("deltanet"), "noisy_recall", asked, training, (1e-2,), 2)
+    assert len(list(conduct("robustness", "laptop", plan, tmp_path, 1, None))) == 3
+    found = json.loads((tmp_path / "results.json").read_text())["sections"]
+    for kind in ("heavy", "value"):
+        table, curves = (s for s in found if s["title"] == f"noisy recall, {kind}")
+        assert [column["name"] for column in table["columns"]] == ["0", "0.5"] and len(table["rows"]) == 2
+        assert [series["x"] for series in curves["series"]] == [[0.0, 0.5]] * 2
 
 
 @pytest.mark.parametrize("scale", SCALES)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from miras.errors import UsageError
 from miras.evaluate.tasks.base import IGNORE, Examples, SyntheticTask, as_examples, distinct
+
+NOISES, RATES = ("value", "token", "heavy"), (0.0, 0.1, 0.2, 0.3, 0.4)
 
 
 @dataclass(frozen=True)
@@ -74,37 +75,37 @@ class NoisyRecall(SyntheticTask):
 
     `pairs` different keys and values are shown `repeats` times each, all showings in random order, then each key is
     asked for once, in random order with a blank (token 0) behind it. The target is always the clean value. A level is
-    the rate of corruption; of what is corrupted `noise` says how. This asks whether a rule that is robust to outliers
-    (arXiv 2504.13173, section 5.1, "coping with extreme events") is so inside a trained model; `train=0` asks it of
-    models that have seen no noise, the default of models that were trained with it.
+    a kind of noise and the rate of corruption. Of what is corrupted, "value": a showing's value becomes a random value;
+    "token": each token of a showing becomes a random one; "heavy": the embedding of a showing's value gets noise of a
+    random direction whose size is Student's t with 1.5 degrees of freedom, in units of the embedding's own: its mean is
+    finite, its variance is not. This asks whether a rule that is robust to outliers (arXiv 2504.13173, section 5.1,
+    "coping with extreme events") is so inside a trained model; `train=[value,0]` asks it of models that have seen no
+    noise, the default of models that were trained with it.
 
     Args:
         vocabulary: size of the vocabulary.
         pairs: different pairs of a sequence.
         repeats: showings of each.
-        noise: "value", a showing's value becomes a random value; "token", each token of a showing becomes a random one;
-            "heavy", the embedding of a showing's value gets noise of a random direction whose size is Student's t with
-            1.5 degrees of freedom, in units of the embedding's own: its mean is finite, its variance is not.
-        train: rates to train on.
-        test: rates to score.
-        examples: test sequences per rate.
+        train: levels (noise, rate) to train on.
+        test: levels to score.
+        examples: test sequences per level.
     """
 
     vocabulary: int = 512
     pairs: int = 16
     repeats: int = 4
-    noise: Literal["value", "token", "heavy"] = "value"
-    train: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4)
-    test: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4)
+    train: tuple[tuple[str, float], ...] = tuple(("value", rate) for rate in RATES)
+    test: tuple[tuple[str, float], ...] = tuple(("value", rate) for rate in RATES)
     examples: int = 256
 
-    level = ("rate",)
+    level = ("noise", "rate")
 
     def __post_init__(self) -> None:
-        if self.noise not in ("value", "token", "heavy"):
-            raise UsageError(f"noisy_recall: noise is {self.noise!r}, expected value, token or heavy.")
-        if not all(0 <= rate <= 1 for rate in (*self.train, *self.test)):
-            raise UsageError("noisy_recall: expected rates from 0 to 1.")
+        for noise, rate in (*self.train, *self.test):
+            if noise not in NOISES:
+                raise UsageError(f"noisy_recall: noise is {noise!r}, expected value, token or heavy.")
+            if not 0 <= rate <= 1:
+                raise UsageError("noisy_recall: expected rates from 0 to 1.")
         if not 1 <= self.pairs < self.vocabulary // 2 or self.repeats < 1:
             raise UsageError("noisy_recall: expected at least one pair and one showing, and a vocabulary of 2 per key.")
 
@@ -112,10 +113,11 @@ class NoisyRecall(SyntheticTask):
     def tokens(self) -> int:
         return self.vocabulary
 
-    def length(self, level: float) -> int:
+    def length(self, level: tuple[str, float]) -> int:
         return 2 * self.pairs * (self.repeats + 1)
 
-    def draw(self, rng: np.random.Generator, level: float, count: int) -> Examples:
+    def draw(self, rng: np.random.Generator, level: tuple[str, float], count: int) -> Examples:
+        noise, rate = level
         half, shown = self.vocabulary // 2, self.pairs * self.repeats
         pairs = np.stack(
             [
@@ -126,25 +128,25 @@ class NoisyRecall(SyntheticTask):
         )
         order = distinct(rng, count, shown, shown) % self.pairs
         showings = np.take_along_axis(pairs, order[..., None], axis=1)
-        hit, size = rng.random(showings.shape) < level, np.abs(rng.standard_t(1.5, showings.shape))
-        hit[..., 0] &= self.noise == "token"
+        hit, size = rng.random(showings.shape) < rate, np.abs(rng.standard_t(1.5, showings.shape))
+        hit[..., 0] &= noise == "token"
         wrong = np.where(
-            self.noise == "token",
+            noise == "token",
             rng.integers(1, self.vocabulary, showings.shape),
             rng.integers(half, self.vocabulary, showings.shape),
         )
-        if self.noise != "heavy":
+        if noise != "heavy":
             showings = np.where(hit, wrong, showings)
         queries = np.take_along_axis(pairs, distinct(rng, count, self.pairs, self.pairs)[..., None], axis=1)
         asked = np.stack([queries[..., 0], np.zeros_like(queries[..., 0])], axis=-1)
         answers = np.stack([queries[..., 1], np.full_like(queries[..., 1], IGNORE)], axis=-1)
         inputs = np.concatenate([showings.reshape(count, -1), asked.reshape(count, -1)], axis=1)
         targets = np.concatenate([np.full((count, 2 * shown), IGNORE), answers.reshape(count, -1)], axis=1)
-        if self.noise != "heavy":
+        if noise != "heavy":
             return as_examples(inputs, targets)
-        noise = np.zeros(inputs.shape)
-        noise[:, : 2 * shown] = np.where(hit, size, 0.0).reshape(count, -1)
-        return as_examples(inputs, targets, noise)
+        added = np.zeros(inputs.shape)
+        added[:, : 2 * shown] = np.where(hit, size, 0.0).reshape(count, -1)
+        return as_examples(inputs, targets, added)
 
 
 @dataclass(frozen=True)
