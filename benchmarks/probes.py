@@ -2,19 +2,25 @@
 
 python benchmarks/probes.py --threads 1
 python benchmarks/probes.py --threads 1 --compile     # compiled layers instead, some minutes
+python benchmarks/probes.py --threads 1 --gradients   # which rules' outer gradients grow with the length
 """
 
 import argparse
+import itertools
 import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
+from torch.nn.utils import get_total_norm
 from torch.utils.checkpoint import checkpoint
 
-from miras import MirasLayer
+from miras import MirasLayer, Rule, bias, retention
+from miras.algorithm import GradientDescent, Momentum
 from miras.bench.memory import high_water
 from miras.bench.timing import alternate
 from miras.engines import chunk, unroll
+from miras.memory import MLP
 from miras.model import Miras
 from miras.variants import pattern, variant
 
@@ -111,15 +117,34 @@ def compiled(rounds: int) -> None:
         print(f"tiny {name}: {plain:.0f} ms, compiled {fast:.0f} ms after a first step of {first / 1000:.0f} s")
 
 
+def gradients() -> None:
+    """Norms of all outer gradients of a fresh model of two layers of 64 channels, by rule and length."""
+    times = 128, 512, 1024
+    print("layers, retention, algorithm: outer gradient norm at T =", *times)
+    for layers, gate, learner in itertools.product((2, 3), (retention.L2, retention.KL), (GradientDescent, Momentum)):
+        rule = Rule(MLP(layers, 2), bias.Huber(), gate(to="initial"), learner(rate="input"), 16)
+        norms = []
+        for time in times:
+            torch.manual_seed(0)
+            model, tokens = Miras(257, 64, 2, 172, [rule, rule]), torch.randint(256, (2, time))
+            F.cross_entropy(model(tokens)[0][:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+            norms.append(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item())
+        print(f"{layers}, {gate.__name__}, {learner.__name__}:", *(f"{norm:.2g}" for norm in norms))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--gradients", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.compile:
         compiled(options.rounds)
+        return
+    if options.gradients:
+        gradients()
         return
     traffic(options.rounds)
     segments(options.rounds)

@@ -44,7 +44,8 @@ class Momentum(LinearAlgorithm):
     """S_t = theta_t S_{t-1} + eta_t grad_t, step_t = S_t: past and momentary surprise (Titans, arXiv 2501.00663).
 
     Choose it where what surprises should colour the tokens after it as well: Titans' algorithm. It costs one more copy
-    of the memory in the state, and a large theta makes a repeated key overshoot.
+    of the memory in the state, and a large theta makes a repeated key overshoot. With `KL`, or in a memory of more than
+    two layers, outer gradients grow with the length (`docs/log.md`): choose gradient descent there.
 
     Args:
         rate: "none" or "input", see `Algorithm`.
