@@ -8,7 +8,10 @@ from collections.abc import Callable
 from torch.autograd.profiler import profile
 
 KINDS: tuple[str, ...] = (
-    *("kernels", "matrix products", "element-wise and reductions", "copies"),
+    "kernels",
+    "matrix products",
+    "element-wise and reductions",
+    "copies",
     "between operations",
 )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from miras.evaluate.scratch import ScratchConfig
 from miras.evaluate.tasks import MQAR, LanguageTask, NoisyRecall, SyntheticTask
+from miras.evaluate.tasks.recall import RATES
 from miras.mixer import Mixer
 from miras.registry import to_config
 from miras.train.config import TrainConfig
@@ -51,7 +52,7 @@ class Scale:
 
 
 CLEAN = (("value", 0.0),)
-CORRUPTED = tuple((noise, rate) for noise in ("heavy", "value") for rate in (0.0, 0.1, 0.2, 0.3, 0.4))
+CORRUPTED = tuple((noise, rate) for noise in ("heavy", "value") for rate in RATES)
 
 
 SCALES: Mapping[str, Scale] = {

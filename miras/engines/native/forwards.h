@@ -136,14 +136,17 @@ class Forwards : public Pairs {
         return count;
     }
 
+    // Each token's channels times the slopes of a link.
+    void slope_or_copy(int m, const real *from, real *to) const {
+        if (sloped)
+            scale({slope[m], 0, d}, from, to);
+        else
+            std::copy_n(from, narrow, to);
+    }
+
     // The queries as the sum of bases and factors sees them.
     void scale_queries() {
-        const real *q = tokens(call.queries);
-        for (int64_t t = 0; t < C; t++)
-            over(d, [&](int64_t j) {
-                vec x = load(q + t * d + j);
-                store(queries + t * d + j, sloped ? x * load(slope[1] + j) : x);
-            });
+        slope_or_copy(1, tokens(call.queries), queries);
     }
 
     void read(const real *found) {
@@ -171,11 +174,7 @@ class Forwards : public Pairs {
             scale(all[j].coefficient, scaled, scaled);
             add(narrow, scaled, sum);
         }
-        for (int64_t t = 0; t < C; t++)
-            over(d, [&](int64_t j) {
-                vec value = load(sum + t * d + j);
-                store(z + t * d + j, sloped ? value * load(slope[0] + j) : value);
-            });
+        slope_or_copy(0, sum, z);
         if (base[0]) inner(C, d, hidden, by_tokens(read_x), by_channels(base[0]), z, true, room);
         for (int64_t t = 0; t < C; t++) {
             const real *own_z = z + t * d, *own_q = q + t * d;

@@ -7,13 +7,13 @@
 #include "frame.h"
 
 class Pairs : public Frame {
-    real *kept, *factors;
+    real *factors;
 
   protected:
     real *room;
 
     explicit Pairs(const Call &call)
-        : Frame(call), kept(pool.take(d)), factors(pool.take(narrow)), room(pool.take(std::max(size, wide))) {}
+        : Frame(call), factors(pool.take(narrow)), room(pool.take(std::max(size, wide))) {}
 
     const real *logarithms() const { return call.read + chunk * narrow; }
     Numbers eta() const { return {call.eta + chunk * C * call.eta_width, call.eta_width, call.eta_width}; }
@@ -26,14 +26,24 @@ class Pairs : public Frame {
             for (int64_t s = 0; s < C; s++) scores[t * C + s] = s <= t ? scores[t * C + s] * w[t * columns + s] : 0;
     }
 
+    // alpha_t, for some channels.
+    vec decay(int64_t t, int64_t j) const {
+        const real *at = logarithms() + t * d + j;
+        return exponential(load(at) - load(at - d));
+    }
+
+    // to += a number times at.
+    void add_times(real number, const real *at, real *to) const {
+        over(d, [&](int64_t j) { store(to + j, load(to + j) + load(at + j) * number); });
+    }
+
     // f(t, s, at), t by t, with w_ts (.) n_s at `at`: decayed step by step, so that no quotient of decays is taken.
     template <class Function> void decaying(const real *n, Function f) {
-        const real *sums = logarithms();
         Numbers rates = eta();
         for (int64_t t = 0; t < C; t++) {
             if (t > 0)
                 over(d, [&](int64_t j) {
-                    vec keep = exponential(load(sums + t * d + j) - load(sums + (t - 1) * d + j));
+                    vec keep = decay(t, j);
                     for (int64_t s = 0; s < t; s++) store(factors + s * d + j, load(factors + s * d + j) * keep);
                 });
             over(d, [&](int64_t j) { store(factors + t * d + j, -load(n + t * d + j) * rates(t, j)); });
@@ -56,8 +66,7 @@ class Pairs : public Frame {
         if (by_channel) {
             std::fill_n(out, narrow, real(0));
             return decaying(n, [&](int64_t t, int64_t s, const real *at) {
-                real score = scores[t * C + s];
-                over(d, [&](int64_t j) { store(out + t * d + j, load(out + t * d + j) + load(at + j) * score); });
+                add_times(scores[t * C + s], at, out + t * d);
             });
         }
         weigh(scores);
@@ -84,28 +93,22 @@ class Pairs : public Frame {
     // L_t adds to all that t sees, and -L_s to all that see s: their cotangents are what the form is of each.
     void channel_pairs_back(const real *scores, const real *n, const real *m, real *out, real *to_m, real *to_n,
                             bool first) {
-        pair_scores(n, m, out);
+        std::fill_n(out, C * C, real(0));
         std::fill_n(to_m, narrow, real(0));
         decaying(n, [&](int64_t t, int64_t s, const real *at) {
-            real score = scores[t * C + s];
-            over(d, [&](int64_t j) { store(to_m + t * d + j, load(to_m + t * d + j) + load(at + j) * score); });
+            out[t * C + s] = dot(d, at, m + t * d);
+            add_times(scores[t * C + s], at, to_m + t * d);
         });
         // By eta_s n_s: the sums over t, gathered from the last token on.
-        const real *sums = logarithms();
         std::fill_n(factors, narrow, real(0));
-        for (int64_t t = C - 1; t >= 0; t--)
-            for (int64_t s = 0; s <= t; s++) {
-                real score = scores[t * C + s];
+        for (int64_t t = C - 1; t >= 0; t--) {
+            for (int64_t s = 0; s <= t; s++) add_times(-scores[t * C + s], m + t * d, factors + s * d);
+            if (t > 0)
                 over(d, [&](int64_t j) {
-                    vec sum = load(factors + s * d + j);
-                    if (t + 1 < C) sum *= load(kept + j);
-                    store(factors + s * d + j, sum - load(m + t * d + j) * score);
+                    vec keep = decay(t, j);
+                    for (int64_t s = 0; s < t; s++) store(factors + s * d + j, load(factors + s * d + j) * keep);
                 });
-                if (s < t || t == 0) continue;
-                over(d, [&](int64_t j) {
-                    store(kept + j, exponential(load(sums + t * d + j) - load(sums + (t - 1) * d + j)));
-                });
-            }
+        }
         Numbers rates = eta();
         real *to_sums = call.to_read + chunk * narrow, *to_eta = call.to_eta + chunk * C * call.eta_width;
         for (int64_t t = 0; t < C; t++) {
