@@ -26,7 +26,9 @@ def refuses(rule: Rule, gates: Gates | None = None, tokens: tuple[Tensor, Tensor
 def _reasons(rule: Rule, gates: Gates | None, tokens: tuple[Tensor, Tensor] | None) -> Iterator[str]:
     yield from reasons(rule)
     if rule.link_at == "token" and link_name(rule) != "identity":
-        yield "its kernels have links at chunks only, of two tokens at least"
+        yield "its kernels have links at chunks only, link_at='chunk', of two tokens at least"
+    if link_name(rule) == "logistic":
+        yield f"its kernels do not know the link of {rule.retention}"
     per_channel = gates and any(gates[gate.name].shape[-1] > 1 for gate in rule.retention.gates + rule.algorithm.gates)
     if per_channel and (rule.algorithm.slots or rule.read_at == "before"):
         yield "its kernels have gates per channel for gradient descent only, read after it"
