@@ -16,13 +16,14 @@ A head's memory with matrices of o x i, in all P entries, P_k of them in the mat
     pairs     2 (o + i) (C + 1)/2 for each matrix: scores with the chunk's earlier tokens and their sum
 
 An MLP of expansion e has P = 2 e d^2, P_k = e d^2. With chunk 1 the weights are written out after each token: bases is
-1 and there are no pairs. With `link_at="token"` and a link that is no identity, each token's matrix is summed: pairs
-are 2 P (C + 1)/2. Several steps a token, windows and `Erase` multiply predict, pullback, step and pairs by their
-number. A gradient at the decayed memory needs predict and pullback once more for a home.
+1 and there are no pairs; so with `link_at="token"` and a link that is no identity. Several steps a token, windows and
+`Erase` multiply predict, pullback, step and pairs by their number. A gradient at the decayed memory needs predict and
+pullback once more for a home.
 
 Attention: the maps, and 4 I (T + 1)/2 for scores and sum, with a window 4 I times the mean number of tokens seen.
 
-`dense=True` counts the masked half of pairs too (C for (C + 1)/2), as PyTorch's `FlopCounterMode` does.
+`dense=True` counts the masked half of pairs too (C for (C + 1)/2), as PyTorch's `FlopCounterMode` does, and where each
+token's weights are written out, 2 P C for the chunk engine's sum of them.
 
 Bytes are those of the same products, each taking its operands from memory and leaving its result there, 4 bytes a
 number: a matrix is moved once a chunk, vectors once a token. It is what the products cost without a cache, and without
@@ -150,7 +151,7 @@ def _memory(mixer: Mixer, dense: bool, sizes: Sizes) -> dict[str, float] | None:
     # At the decayed memory the home is a matrix of its own.
     anchors = 2 if mixer.gradient_at == "decayed" and mixer.retention.to == "initial" and chunk > 1 else 1
     written_out = mixer.link_at == "token" and not isinstance(mixer.retention, EuclideanRetention)
-    pair = 2 * entries if written_out else sum(2 * (o + i) for o, i in shapes)
+    pair = 2 * entries * dense if written_out else sum(2 * (o + i) for o, i in shapes)
     parts = {
         "predict": 2 * entries * anchors * times,
         "pullback": 2 * (entries - o * i) * anchors * times,

@@ -10,8 +10,8 @@ from functools import lru_cache
 from miras.algorithm import Implicit, LeastSquares, LinearAlgorithm
 from miras.bias import L1, L2, Dot, Huber, Lp, Robust
 from miras.memory import MLP
-from miras.retention import KL, EuclideanRetention, Lq
-from miras.retention.base import mass
+from miras.retention import KL, Bregman, EuclideanRetention, Lq
+from miras.retention.base import mass, unit
 from miras.rule import Rule
 from miras.weights import Leaf
 
@@ -30,7 +30,7 @@ class Model:
         clip: gradients of a token are shortened to norm sqrt(d).
         link: name of the link, see `link.weight`.
         q: exponent of the link.
-        unit1: of W1, the sum c of KL's slices or the s of Lq.
+        unit1: of W1, the sum c of KL's slices or the s of Lq and Bregman.
         unit2: of W2.
         slope1: of the link of W1 where the dual is constant.
         slope2: of W2.
@@ -72,6 +72,8 @@ class Model:
             units = mass(w1), mass(w2)
         elif isinstance(retention, Lq):
             q, units = retention.q, (retention.unit(w1), retention.unit(w2))
+        elif isinstance(retention, Bregman):
+            units = unit(w1), unit(w2)
         return cls(
             memory.activation,
             memory.norm,
@@ -94,6 +96,11 @@ class Model:
     def __str__(self) -> str:
         # By hand: torch.compile traces it, and does not know how to go through json.
         return ";".join(f"{getattr(self, name)!r}" for name in FIELDS)
+
+    @property
+    def whole(self) -> bool:
+        """What the link needs of a matrix is one number for all of it."""
+        return self.link.startswith("lq")
 
     @staticmethod
     @lru_cache
@@ -122,6 +129,8 @@ def link_name(rule: Rule) -> str:
         return "identity"
     if isinstance(retention, Lq) and retention.q >= 2:
         return f"lq_{retention.link}"
+    if isinstance(retention, Bregman) and retention.potential == "logistic":
+        return "logistic"
     return "kl" if isinstance(retention, KL) else ""
 
 
@@ -134,8 +143,6 @@ def reasons(rule: Rule) -> Iterator[str]:
         yield f"its kernels do not know the gradient of {rule.bias}"
     if not link_name(rule):
         yield f"its kernels do not know the link of {rule.retention}"
-    if link_name(rule) != "identity" and rule.link_at == "token" and rule.chunk > 1:
-        yield "its kernels have links at chunks only, link_at='chunk'"
     own = isinstance(algorithm, Implicit | LeastSquares) or algorithm.resets or algorithm.slots > 1
     if own or not isinstance(algorithm, LinearAlgorithm):
         yield f"its kernels do not know {algorithm}"

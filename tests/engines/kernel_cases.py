@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from cases import call, draw_memory, draw_tokens
 from contract import assert_same_results, result
@@ -9,7 +11,7 @@ from contract import assert_same_results, result
 from miras.algorithm import GradientDescent, Momentum
 from miras.bias import L1, L2, Dot, Huber, Lp, Robust
 from miras.memory import MLP
-from miras.retention import KL, Lq, NoRetention
+from miras.retention import KL, Bregman, Lq, NoRetention
 from miras.retention import L2 as Decay
 from miras.rule import Rule
 
@@ -31,8 +33,16 @@ COVERING = (
     (MLP(expansion=1, residual=False, norm=False), Huber(form="mixture", clip=True), Decay(), GD, False),
     (SMALL, Robust(), Decay(to="initial"), MOMENTUM, True),
 )
+# The same for links that the Triton engine alone has: of what kind, and where it acts.
+TRITON = (
+    (Rule(SMALL, L2(), Bregman(to="initial"), MOMENTUM, chunk=4), False),
+    (Rule(SMALL, L2(), Bregman(to="initial"), GD, chunk=4, link_at="token"), True),
+    (Rule(SMALL, L2(), Lq(), MOMENTUM, chunk=4, link_at="token"), False),
+    (Rule(SMALL, L2(), KL(to="initial"), GD, chunk=4, link_at="token", read_at="before"), True),
+)
 YAAD = Rule(SMALL, Huber(), Decay(to="initial"), GD, chunk=4)
 MOMENTARY = Rule(SMALL, L2(), KL(to="initial"), MOMENTUM, chunk=4)
+AT_TOKENS = replace(MOMENTARY, link_at="token")
 
 
 def problem(rule, time, channels=False, batch=2):

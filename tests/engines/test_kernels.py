@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import assert_same, assert_same_states, call
 from contract import EXACT
-from kernel_cases import COVERING, MOMENTARY, YAAD, assert_engine_is_the_loop, in_flight, problem
+from kernel_cases import AT_TOKENS, COVERING, MOMENTARY, TRITON, YAAD, assert_engine_is_the_loop, in_flight, problem
 
 from miras.engines.native import build
 from miras.rule import Rule
@@ -20,6 +20,16 @@ CASES = [
     for i, (*axes, channels) in enumerate(COVERING)
     if engine == "triton" or not (channels and axes[3].slots)
 ]
+CASES += [pytest.param("triton", *case, id=f"triton-own-{i}") for i, case in enumerate(TRITON)]
+NAMED = [
+    *(
+        pytest.param(engine, rule, id=f"{engine}-{name}", marks=[COMPILED] * (engine == "native"))
+        for engine in ("native", "triton")
+        for name, rule in {"yaad": YAAD, "momentary": MOMENTARY}.items()
+    ),
+    pytest.param("triton", AT_TOKENS, id="triton-token"),
+]
+ALL_BUT_MOMENTARY = [case for case in NAMED if case.values[1] is not MOMENTARY]
 
 
 @pytest.mark.parametrize("engine, rule, channels", CASES)
@@ -29,8 +39,7 @@ def test_from_the_start(engine, rule, channels):
     assert_engine_is_the_loop(engine, rule, tokens, state, {**tokens.named(), **weights, **slow})
 
 
-@ENGINES
-@pytest.mark.parametrize("rule", [YAAD, MOMENTARY], ids=["yaad", "momentary"])
+@pytest.mark.parametrize("engine, rule", NAMED)
 @pytest.mark.parametrize("cuts", [(), (3, 7)], ids=str)
 def test_from_the_middle_of_a_chunk_cut_anywhere(engine, rule, cuts):
     tokens, weights, slow = problem(rule, 10)
@@ -40,7 +49,7 @@ def test_from_the_middle_of_a_chunk_cut_anywhere(engine, rule, cuts):
     assert_engine_is_the_loop(engine, rule, tokens, state, {**tokens.named(), **wrt}, cuts)
 
 
-@ENGINES
+@pytest.mark.parametrize("engine, rule", ALL_BUT_MOMENTARY)
 @pytest.mark.parametrize(
     "options",
     [
@@ -50,8 +59,8 @@ def test_from_the_middle_of_a_chunk_cut_anywhere(engine, rule, cuts):
     ],
     ids=["right", "left", "pack"],
 )
-def test_padding_and_packs(engine, options):
-    rule, packed = YAAD, "cu_seqlens" in options
+def test_padding_and_packs(engine, rule, options):
+    packed = "cu_seqlens" in options
     tokens, weights, slow = problem(rule, 18 if packed else 9, batch=1 if packed else 2)
     found = []
     for name in ("recurrence", engine):
@@ -77,15 +86,15 @@ def test_nothing_is_mutated(engine):
     assert all(torch.equal(x, before[n]) for n, x in given.items())
 
 
-@ENGINES
-def test_float32_is_as_near_as_the_token_loop_in_float32(engine):
-    tokens, weights, slow = problem(YAAD, 16)
+@pytest.mark.parametrize("engine, rule", ALL_BUT_MOMENTARY)
+def test_float32_is_as_near_as_the_token_loop_in_float32(engine, rule):
+    tokens, weights, slow = problem(rule, 16)
     wrt = {**tokens.named(), **weights, **slow}
 
     def outcome(name, dtype):
         cast = tokens.map(lambda x: x.to(dtype))
-        state = YAAD.init(*({n: x.to(dtype) for n, x in part.items()} for part in (weights, slow)), batch=2)
-        y, _ = call(YAAD, cast, state, engine=name)
+        state = rule.init(*({n: x.to(dtype) for n, x in part.items()} for part in (weights, slow)), batch=2)
+        y, _ = call(rule, cast, state, engine=name)
         return [y, *torch.autograd.grad(y.square().sum(), list(wrt.values()))]
 
     exact, loop, ours = (

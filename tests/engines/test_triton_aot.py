@@ -20,7 +20,8 @@ def table(*arguments):
 
 def test_the_kernels_fit_an_h200():
     kernels = [row.split(" | ")[3] for row in table("--quick")]
-    assert kernels == ["learn", "read_forward", *(f"read_back_{part}" for part in READS), "learn_back"]
+    by_chunk = ["learn", "read_forward", *(f"read_back_{part}" for part in READS), "learn_back"]
+    assert kernels == [*by_chunk, "learn", "read_each_forward", "read_each_backward", "learn_back"]
 
 
 @pytest.mark.slow

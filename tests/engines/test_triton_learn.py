@@ -78,7 +78,6 @@ def arguments():
         ({"memory": MLP(layers=3)}, "MLP of 2 layers"),
         ({"bias": Custom()}, "do not know the gradient"),
         ({"retention": Lq(q=1.5)}, "do not know the link"),
-        ({"retention": KL(), "link_at": "token"}, "link_at='chunk'"),
         ({"algorithm": MiniBatch()}, "do not know MiniBatch"),
         ({"gradient_at": "decayed"}, "gradient_at='previous'"),
         ({"window": 2}, "window"),

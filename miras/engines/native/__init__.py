@@ -12,7 +12,7 @@ from torch import Tensor
 from miras.engines.model import link_name, reasons
 from miras.engines.native import build, engine, linear
 from miras.layout import Layout
-from miras.memory import MLP
+from miras.memory import Linear
 from miras.rule import Gates, Rule, State
 
 # Channels of a head come in strips, and a row of them lies on the stack.
@@ -21,7 +21,7 @@ STRIP, WIDEST = 16, 256
 
 def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:
     """Same function as `recurrence`; arguments as of `chunk.run`."""
-    kernels = engine if isinstance(rule.memory, MLP) else linear
+    kernels = linear if isinstance(rule.memory, Linear) else engine
     return kernels.run(rule, state, q, k, v, gates, where)
 
 
@@ -31,10 +31,10 @@ def refuses(rule: Rule, gates: Gates | None = None, tokens: tuple[Tensor, Tensor
 
 
 def _reasons(rule: Rule, gates: Gates | None, tokens: tuple[Tensor, Tensor] | None) -> Iterator[str]:
-    if isinstance(rule.memory, MLP):
-        yield from _deep(rule, gates)
-    else:
+    if isinstance(rule.memory, Linear):
         yield from linear.reasons(rule, gates)
+    else:
+        yield from _deep(rule, gates)
     if reason := build.missing():
         yield reason
     if tokens is None:
@@ -43,7 +43,7 @@ def _reasons(rule: Rule, gates: Gates | None, tokens: tuple[Tensor, Tensor] | No
     if v.device.type != "cpu":
         yield "its kernels run on a CPU"
     sizes = {k.shape[-1], v.shape[-1]}
-    if any(d % STRIP or d > WIDEST for d in sizes) or (len(sizes) > 1 and isinstance(rule.memory, MLP)):
+    if any(d % STRIP or d > WIDEST for d in sizes) or (len(sizes) > 1 and not isinstance(rule.memory, Linear)):
         yield (
             f"its kernels are for heads of a multiple of {STRIP} up to {WIDEST}, not of {k.shape[-1]} and {v.shape[-1]}"
         )
@@ -54,7 +54,9 @@ def _reasons(rule: Rule, gates: Gates | None, tokens: tuple[Tensor, Tensor] | No
 def _deep(rule: Rule, gates: Gates | None) -> Iterator[str]:
     yield from reasons(rule)
     if rule.link_at == "token" and link_name(rule) != "identity":
-        yield "its kernels have links at chunks only, of two tokens at least"
+        yield "its kernels have links at chunks only, link_at='chunk', of two tokens at least"
+    if link_name(rule) == "logistic":
+        yield f"its kernels do not know the link of {rule.retention}"
     per_channel = gates and any(gates[gate.name].shape[-1] > 1 for gate in rule.retention.gates + rule.algorithm.gates)
     if per_channel and (rule.algorithm.slots or rule.read_at == "before"):
         yield "its kernels have gates per channel for gradient descent only, read after it"

@@ -20,7 +20,6 @@ from miras.engines.programs import Programs
 from miras.engines.ragged import in_order, reassemble
 from miras.gates import hole
 from miras.layout import Layout, grid
-from miras.memory import Linear
 from miras.retention import TwoSided
 from miras.rule import Gates, Rule, State
 
@@ -40,8 +39,8 @@ def reasons(rule: Rule, gates: Gates | None) -> Iterator[str]:
     if reason := exact.refuses(rule, gates):
         yield f"its kernel for a linear memory is one of the engine exact, and {reason}"
         return
-    if not isinstance(rule.memory, Linear) or isinstance(rule.retention, TwoSided) or rule.retention.to == "initial":
-        yield f"its kernel is for a matrix with a decay to zero, not {rule.memory} with {rule.retention}"
+    if isinstance(rule.retention, TwoSided) or rule.retention.to == "initial":
+        yield f"its kernel for a linear memory is for a decay to zero, not {rule.retention}"
     if not isinstance(rule.algorithm, GradientDescent | Implicit) or rule.window > 1:
         yield f"its kernel for a linear memory is for gradient descent and no window, not {rule.algorithm}"
     if gates and any(gates[g.name].shape[-1] > 1 for g in rule.gates if not g.vector) and not exact.on_keys(rule):

@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from miras.engines.model import Model
 from miras.engines.programs import Programs, last_chunks, renewed, update_rows
 from miras.engines.ragged import in_order, reassemble
-from miras.engines.triton import read
+from miras.engines.triton import read, read_each
 from miras.engines.triton.learn import learn
-from miras.engines.unroll import Learned, Read, all_coefficients, linearised, read_chunks
+from miras.engines.unroll import Learned, Read, all_coefficients, linearised, read_chunks, steps
 from miras.gates import hole
 from miras.layout import Layout, grid
 from miras.rule import Gates, Rule, State
@@ -76,8 +76,12 @@ def _run(
     links = linearised(rule, leaves, before.origin, before.home) if rule.link_at == "chunk" else {}
     learned = Learned(before, {"w1": Outer(left1, x), "w2": Outer(left2, keys)}, links)
     queries = Read(cells.slots(q), {n: c.read for n, c in found.items()})
-    reader = read.read if read.serves(rule, leaves, learned, queries) else read_chunks
-    return cells.tokens(reader(rule, leaves, learned, queries)), reassemble(cells, after, [])
+    if read_each.serves(rule, leaves, learned):
+        y = read_each.read(rule, leaves, learned, queries.q, steps(rule, leaves["w1"], gates, cells.keep))
+    else:
+        reader = read.read if read.serves(rule, leaves, learned, queries) else read_chunks
+        y = reader(rule, leaves, learned, queries)
+    return cells.tokens(y), reassemble(cells, after, [])
 
 
 def _state(state: State, *matrices: Tensor) -> State:
