@@ -113,11 +113,14 @@ def test_a_gate_that_forgets_everything_leaves_nothing_of_before():
     assert_same_states(whole, tail, EXACT)
 
 
-def test_a_layer_is_one_graph_for_the_compiler():
-    layer, x = miras.MirasLayer(32, 2, DELTA), torch.randn(1, 8, 32)
-    expected, _ = layer(x)
-    y, _ = torch.compile(layer, fullgraph=True, backend="eager")(x)
-    torch.testing.assert_close(y, expected)
+def test_layers_of_several_rules_are_a_graph_each_for_the_compiler():
+    """What differs between them, such as the range of a gate, becomes a symbol to it."""
+    x = torch.randn(1, 8, 32)
+    for rule in (variants.memora(chunk=4), DELTA):
+        layer = miras.MirasLayer(32, 2, rule)
+        expected, _ = layer(x)
+        y, _ = torch.compile(layer, fullgraph=True, backend="eager")(x)
+        torch.testing.assert_close(y, expected)
 
 
 def arguments():
