@@ -6,9 +6,10 @@ import pytest
 import torch
 from cases import assert_same, assert_same_states, call
 from contract import EXACT
-from kernel_cases import COVERING, MOMENTARY, YAAD, assert_engine_is_the_loop, in_flight, problem
+from kernel_cases import COVERING, MOMENTARY, SWIGLU, YAAD, assert_engine_is_the_loop, in_flight, problem
 
 from miras.engines.native import build
+from miras.memory import MLP
 from miras.rule import Rule
 from miras.state import tensors
 
@@ -18,7 +19,7 @@ CASES = [
     pytest.param(engine, Rule(*axes, chunk=4), channels, id=f"{engine}-{i}", marks=[COMPILED] * (engine == "native"))
     for engine in ("native", "triton")
     for i, (*axes, channels) in enumerate(COVERING)
-    if engine == "triton" or not (channels and axes[3].slots)
+    if engine == "triton" or (isinstance(axes[0], MLP) and not (channels and axes[3].slots))
 ]
 
 
@@ -29,9 +30,16 @@ def test_from_the_start(engine, rule, channels):
     assert_engine_is_the_loop(engine, rule, tokens, state, {**tokens.named(), **weights, **slow})
 
 
-@ENGINES
-@pytest.mark.parametrize("rule", [YAAD, MOMENTARY], ids=["yaad", "momentary"])
-@pytest.mark.parametrize("cuts", [(), (3, 7)], ids=str)
+@pytest.mark.parametrize(
+    "engine, rule, cuts",
+    [
+        pytest.param(engine, rule, cuts, id=f"{engine}-{name}-{cuts}", marks=[COMPILED] * (engine == "native"))
+        for engine in ("native", "triton")
+        for name, rule in {"yaad": YAAD, "momentary": MOMENTARY, "swiglu": SWIGLU}.items()
+        for cuts in ((), (3, 7))
+        if isinstance(rule.memory, MLP) or (engine == "triton" and cuts)
+    ],
+)
 def test_from_the_middle_of_a_chunk_cut_anywhere(engine, rule, cuts):
     tokens, weights, slow = problem(rule, 10)
     state = in_flight(rule, weights, slow)
@@ -40,18 +48,26 @@ def test_from_the_middle_of_a_chunk_cut_anywhere(engine, rule, cuts):
     assert_engine_is_the_loop(engine, rule, tokens, state, {**tokens.named(), **wrt}, cuts)
 
 
-@ENGINES
+PADDED = {
+    "right": {"mask": torch.arange(9) < torch.tensor([[9], [6]])},
+    "left": {"mask": torch.arange(9) >= torch.tensor([[3], [0]])},
+    "pack": {"cu_seqlens": torch.tensor([0, 3, 12, 18])},
+}
+
+
 @pytest.mark.parametrize(
-    "options",
+    "engine, rule, options",
     [
-        {"mask": torch.arange(9) < torch.tensor([[9], [6]])},
-        {"mask": torch.arange(9) >= torch.tensor([[3], [0]])},
-        {"cu_seqlens": torch.tensor([0, 3, 12, 18])},
+        *(
+            pytest.param(engine, YAAD, options, id=f"{engine}-{name}", marks=[COMPILED] * (engine == "native"))
+            for engine in ("native", "triton")
+            for name, options in PADDED.items()
+        ),
+        pytest.param("triton", SWIGLU, PADDED["pack"], id="triton-swiglu-pack"),
     ],
-    ids=["right", "left", "pack"],
 )
-def test_padding_and_packs(engine, options):
-    rule, packed = YAAD, "cu_seqlens" in options
+def test_padding_and_packs(engine, rule, options):
+    packed = "cu_seqlens" in options
     tokens, weights, slow = problem(rule, 18 if packed else 9, batch=1 if packed else 2)
     found = []
     for name in ("recurrence", engine):

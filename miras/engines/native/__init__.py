@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from miras.engines.model import link_name, reasons
+from miras.engines.model import link_name, memory_name, reasons
 from miras.engines.native import build
 from miras.engines.native.engine import run as run
 from miras.rule import Gates, Rule
@@ -24,6 +24,8 @@ def refuses(rule: Rule, gates: Gates | None = None, tokens: tuple[Tensor, Tensor
 
 
 def _reasons(rule: Rule, gates: Gates | None, tokens: tuple[Tensor, Tensor] | None) -> Iterator[str]:
+    if memory_name(rule) != "mlp":
+        yield f"its kernels are for an MLP of 2 layers without fast biases, not {rule.memory}"
     yield from reasons(rule)
     if rule.link_at == "token" and link_name(rule) != "identity":
         yield "its kernels have links at chunks only, of two tokens at least"
