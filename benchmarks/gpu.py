@@ -38,6 +38,7 @@ from miras.bench.entries import autocast, build, step, useful_flops
 from miras.bench.flops import BACKWARD, layer_flops
 from miras.bench.sizes import DTYPES, Sizes
 from miras.bench.timing import Timing, alternate, machine_calls, machine_speed
+from miras.memory import SwiGLU
 from miras.rule import Rule
 from miras.train.config import SIZES
 from miras.train.files import write_text
@@ -48,8 +49,9 @@ from miras.variants import variant
 RESULTS = Path(__file__).parent / "results"
 KERNELS = ("fla", "triton")
 DEEP = ("yaad", "moneta", "memora")
+GATED = "yaad, SwiGLU"
 MATRIX = ("linear_attention", "retnet", "gla", "mamba2", "deltanet", "gated_deltanet", "kda", "comba", "rwkv7", "mesa")
-OPERATIONS = (*DEEP, "gated_deltanet", "kda")
+OPERATIONS = (*DEEP, GATED, "gated_deltanet", "kda")
 MODELS = (*DEEP, "gated_deltanet", "transformer")
 Row = dict[str, Any]
 
@@ -59,7 +61,7 @@ class Scale:
     """Sizes of everything.
 
     Attributes:
-        checked: variants whose errors are measured.
+        checked: rules whose errors are measured, see `rule_called`.
         check: on what; a length that is no multiple of the chunk.
         op: an operation, B T H d, forward and backward.
         model: a model; each length in `times` has a batch of `tokens` in all.
@@ -88,7 +90,7 @@ _SHAPE = Sizes(
     dim=_340M.dim, heads=_340M.heads, layers=_340M.layers, vocab=32_000, chunk=64, dtype="bfloat16", level="model"
 )
 FULL = Scale(
-    checked=(*DEEP, *MATRIX),
+    checked=(*DEEP, GATED, *MATRIX),
     check=Sizes(batch=2, time=200, dim=128, heads=2, chunk=64),
     op=_SHAPE.with_(batch=4, time=8192, level="layer"),
     model=_SHAPE,
@@ -99,7 +101,7 @@ FULL = Scale(
 )
 _TINY = Sizes(batch=1, time=24, dim=32, heads=2, layers=1, chunk=8, vocab=64, dtype="bfloat16")
 QUICK = Scale(
-    checked=("yaad", "gla", "gated_deltanet"),
+    checked=("yaad", GATED, "gla", "gated_deltanet"),
     check=_TINY.with_(time=12),
     op=_TINY,
     model=_TINY.with_(level="model"),
@@ -146,6 +148,13 @@ class Results:
 
 
 # -- one rule on random tokens ----------------------------------------------------------------------------------------
+
+
+def rule_called(name: str, chunk: int) -> Rule:
+    """A variant, or `GATED`, one with another memory."""
+    rule = variant(name.removesuffix(", SwiGLU"), chunk)
+    assert isinstance(rule, Rule)
+    return replace(rule, memory=SwiGLU()) if name == GATED else rule
 
 
 def draw(rule: Rule, sizes: Sizes) -> dict[str, Tensor]:
@@ -216,8 +225,7 @@ def apart(got: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, floa
 def check(results: Results, name: str) -> None:
     """Errors of every engine that can run a rule."""
     sizes = results.scale.check
-    rule = variant(name, sizes.chunk)
-    assert isinstance(rule, Rule)
+    rule = rule_called(name, sizes.chunk)
     drawn = draw(rule, sizes)
     exact = outcome(rule, leaves(drawn, sizes, torch.float64), sizes.with_(dtype="float32"), "recurrence")
     for dtype in DTYPES:
@@ -271,8 +279,7 @@ def product_speed(sizes: Sizes) -> float:
 def operate(results: Results, name: str) -> None:
     """One rule forward and backward by kernels and by plain PyTorch, without the layer around it."""
     sizes = results.scale.op
-    rule = variant(name, sizes.chunk)
-    assert isinstance(rule, Rule)
+    rule = rule_called(name, sizes.chunk)
     x = leaves(draw(rule, sizes), sizes)
     engines, plain = able(rule, x, sizes)
     for engine in engines:
