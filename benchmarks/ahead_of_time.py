@@ -30,6 +30,7 @@ from miras.algorithm import Momentum
 from miras.bias import Huber, Lp
 from miras.engines.triton.engine import run
 from miras.layout import layout
+from miras.memory import SwiGLU
 from miras.retention import Bregman, Lq
 from miras.rule import Rule
 from miras.train.files import write_text
@@ -79,7 +80,9 @@ class Compiled(NamedTuple):
 
 
 def variants(quick: bool) -> Iterator[Variant]:
-    """Models at every head size and chunk; other links, biases and channel gates at one; links at every token."""
+    """Models, and one with a gate, at every head size and chunk; other links, biases and channel gates at one; links at
+    every token.
+    """
     names, sizes = ("yaad", "moneta", "memora", "titans"), [(d, c) for d in (32, 64, 128) for c in (16, 64, 128)]
     if quick:
         names, sizes = ("yaad",), [(64, 64)]
@@ -87,10 +90,14 @@ def variants(quick: bool) -> Iterator[Variant]:
         yield from (Variant(name, variant(name, c), d, c) for d, c in sizes)
     yaad, memora = variant("yaad", 64), replace(variant("memora", 64), link_at="token")
     yield Variant("memora, token", memora, 64, 64)
+    yield from (Variant("yaad, SwiGLU", replace(variant("yaad", c), memory=SwiGLU()), d, c) for d, c in sizes)
     if quick:
         return
+    for name in ("moneta", "memora", "titans"):
+        yield Variant(f"{name}, SwiGLU", replace(variant(name, 64), memory=SwiGLU()), 64, 64)
     yield Variant("yaad, channels", yaad, 64, 64, True)
     yield Variant("titans, channels", variant("titans", 64), 64, 64, True)
+    yield Variant("yaad, SwiGLU, channels", replace(yaad, memory=SwiGLU()), 64, 64, True)
     yield Variant("mirror link", replace(yaad, retention=Lq(link="mirror", to="initial")), 64, 64)
     yield Variant("mixture Huber", replace(yaad, bias=Huber(form="mixture")), 64, 64)
     yield Variant("paper's l_p", replace(yaad, bias=Lp(form="paper")), 64, 64)

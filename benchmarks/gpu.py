@@ -38,6 +38,7 @@ from miras.bench.entries import autocast, build, step, useful_flops
 from miras.bench.flops import BACKWARD, layer_flops
 from miras.bench.sizes import DTYPES, Sizes
 from miras.bench.timing import Timing, alternate, machine_calls, machine_speed
+from miras.memory import SwiGLU
 from miras.rule import Rule
 from miras.train.config import SIZES
 from miras.train.files import write_text
@@ -48,9 +49,10 @@ from miras.variants import variant
 RESULTS = Path(__file__).parent / "results"
 KERNELS = ("fla", "triton")
 DEEP = ("yaad", "moneta", "memora")
+GATED = "yaad, SwiGLU"
 MATRIX = ("linear_attention", "retnet", "gla", "mamba2", "deltanet", "gated_deltanet", "kda", "comba", "rwkv7", "mesa")
 AT_TOKENS = "memora, token"
-OPERATIONS = (*DEEP, AT_TOKENS, "gated_deltanet", "kda")
+OPERATIONS = (*DEEP, GATED, AT_TOKENS, "gated_deltanet", "kda")
 MODELS = (*DEEP, "gated_deltanet", "transformer")
 Row = dict[str, Any]
 
@@ -60,7 +62,7 @@ class Scale:
     """Sizes of everything.
 
     Attributes:
-        checked: variants whose errors are measured.
+        checked: rules whose errors are measured, see `rule_called`.
         check: on what; a length that is no multiple of the chunk.
         op: an operation, B T H d, forward and backward.
         model: a model; each length in `times` has a batch of `tokens` in all.
@@ -89,7 +91,7 @@ _SHAPE = Sizes(
     dim=_340M.dim, heads=_340M.heads, layers=_340M.layers, vocab=32_000, chunk=64, dtype="bfloat16", level="model"
 )
 FULL = Scale(
-    checked=(*DEEP, AT_TOKENS, *MATRIX),
+    checked=(*DEEP, GATED, AT_TOKENS, *MATRIX),
     check=Sizes(batch=2, time=200, dim=128, heads=2, chunk=64),
     op=_SHAPE.with_(batch=4, time=8192, level="layer"),
     model=_SHAPE,
@@ -100,7 +102,7 @@ FULL = Scale(
 )
 _TINY = Sizes(batch=1, time=24, dim=32, heads=2, layers=1, chunk=8, vocab=64, dtype="bfloat16")
 QUICK = Scale(
-    checked=("yaad", AT_TOKENS, "gla", "gated_deltanet"),
+    checked=("yaad", GATED, AT_TOKENS, "gla", "gated_deltanet"),
     check=_TINY.with_(time=12),
     op=_TINY,
     model=_TINY.with_(level="model"),
@@ -149,11 +151,13 @@ class Results:
 # -- one rule on random tokens ----------------------------------------------------------------------------------------
 
 
-def named(name: str, chunk: int) -> Rule:
-    """A variant, or one with its link at every token."""
-    found = variant(name.removesuffix(", token"), chunk)
-    assert isinstance(found, Rule)
-    return replace(found, link_at="token") if name.endswith(", token") else found
+def rule_called(name: str, chunk: int) -> Rule:
+    """A variant, or one with another memory, `GATED`, or with its link at every token, `AT_TOKENS`."""
+    rule = variant(name.partition(", ")[0], chunk)
+    assert isinstance(rule, Rule)
+    if name == AT_TOKENS:
+        return replace(rule, link_at="token")
+    return replace(rule, memory=SwiGLU()) if name == GATED else rule
 
 
 def draw(rule: Rule, sizes: Sizes) -> dict[str, Tensor]:
@@ -224,7 +228,7 @@ def apart(got: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, floa
 def check(results: Results, name: str) -> None:
     """Errors of every engine that can run a rule."""
     sizes = results.scale.check
-    rule = named(name, sizes.chunk)
+    rule = rule_called(name, sizes.chunk)
     drawn = draw(rule, sizes)
     exact = outcome(rule, leaves(drawn, sizes, torch.float64), sizes.with_(dtype="float32"), "recurrence")
     for dtype in DTYPES:
@@ -278,7 +282,7 @@ def product_speed(sizes: Sizes) -> float:
 def operate(results: Results, name: str) -> None:
     """One rule forward and backward by kernels and by plain PyTorch, without the layer around it."""
     sizes = results.scale.op
-    rule = named(name, sizes.chunk)
+    rule = rule_called(name, sizes.chunk)
     x = leaves(draw(rule, sizes), sizes)
     engines, plain = able(rule, x, sizes)
     for engine in engines:

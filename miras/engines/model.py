@@ -9,7 +9,7 @@ from functools import lru_cache
 
 from miras.algorithm import Implicit, LeastSquares, LinearAlgorithm
 from miras.bias import L1, L2, Dot, Huber, Lp, Robust
-from miras.memory import MLP
+from miras.memory import MLP, SwiGLU
 from miras.retention import KL, Bregman, EuclideanRetention, Lq
 from miras.retention.base import mass, unit
 from miras.rule import Rule
@@ -18,9 +18,10 @@ from miras.weights import Leaf
 
 @dataclass(frozen=True)
 class Model:
-    """A rule with an MLP of two layers in plain words and numbers, as an argument of kernels and operators.
+    """A rule with a memory of two layers in plain words and numbers, as an argument of kernels and operators.
 
     Attributes:
+        gated: the memory is W1 (s(W3 k) (.) W2 k), and W3 is in all as W2; else it is W1 s(W2 k).
         activation: name of s.
         norm: LN behind the matrices.
         residual: keys are added behind it.
@@ -40,6 +41,7 @@ class Model:
         slots: tensors of its own that the algorithm carries for each matrix.
     """
 
+    gated: bool
     activation: str
     norm: bool
     residual: bool
@@ -62,7 +64,7 @@ class Model:
     def of(cls, rule: Rule, leaves: dict[str, Leaf]) -> Model:
         """The model of a rule that the engine does not refuse."""
         memory, bias, retention = rule.memory, rule.bias, rule.retention
-        assert isinstance(memory, MLP)
+        assert isinstance(memory, MLP | SwiGLU)
         w1, w2 = leaves["w1"], leaves["w2"]
         p, sharpness = (
             (bias.p if isinstance(bias, Lp) else 1.0, bias.sharpness) if isinstance(bias, Lp | L1) else (0.0, 0.0)
@@ -75,6 +77,7 @@ class Model:
         elif isinstance(retention, Bregman):
             units = unit(w1), unit(w2)
         return cls(
+            isinstance(memory, SwiGLU),
             memory.activation,
             memory.norm,
             memory.residual,
@@ -112,6 +115,14 @@ class Model:
 FIELDS = tuple(field.name for field in fields(Model))
 
 
+def memory_name(rule: Rule) -> str:
+    """The name of a rule's memory, "" where there are no kernels for it."""
+    memory = rule.memory
+    if isinstance(memory, MLP):
+        return "mlp" if memory.layers == 2 and not memory.bias else ""
+    return "swiglu" if isinstance(memory, SwiGLU) else ""
+
+
 def bias_name(rule: Rule) -> str:
     """The name of the device functions of a rule's bias, "" where there are none."""
     bias = rule.bias
@@ -135,10 +146,8 @@ def link_name(rule: Rule) -> str:
 
 
 def reasons(rule: Rule) -> Iterator[str]:
-    """Why kernels cannot run a rule, whatever its tokens are."""
-    memory, algorithm = rule.memory, rule.algorithm
-    if not (isinstance(memory, MLP) and memory.layers == 2 and not memory.bias):
-        yield f"its kernels are for an MLP of 2 layers without fast biases, not {memory}"
+    """Why kernels cannot run a rule, whatever its memory and its tokens are."""
+    algorithm = rule.algorithm
     if not bias_name(rule):
         yield f"its kernels do not know the gradient of {rule.bias}"
     if not link_name(rule):

@@ -17,6 +17,9 @@ from miras.weights import Outer
 D, CHUNKS, HEADS = 16, 2, 2
 
 
+GATED = memory.SwiGLU(expansion=2)
+
+
 def rule(mem=None, gate=None, learner=None, chunk=16, **frame) -> Rule:
     mem = mem or memory.MLP(expansion=4)
     return Rule(mem, bias.L2(), gate or retention.L2(), learner or algorithm.GradientDescent(), chunk, **frame)
@@ -120,6 +123,8 @@ CASES = {
     "KL to the initial memory": rule(gate=retention.KL(to="initial"), learner=algorithm.Momentum()),
     "Lq": rule(gate=retention.Lq()),
     "Lq, mirror": rule(gate=retention.Lq(q=3.0, link="mirror", to="initial")),
+    "SwiGLU": rule(GATED, retention.L2(to="initial"), algorithm.Momentum(), chunk=11),
+    "SwiGLU, KL": rule(GATED, retention.KL(to="initial")),
 }
 
 
@@ -197,11 +202,12 @@ def test_the_operator_is_one_of_pytorch():
     def new(*shape):
         return torch.randn(1, 2, *shape, dtype=torch.float64, requires_grad=True)
 
-    factors = [new(4, 16), new(4, 16), new(4, 5), new(4, 5), *(new(4, 16) for _ in range(3))]  # q, k, rows, factors
-    matrices = [new(16, 16), new(16, 16)]
-    shared = [torch.randn(2, *shape).double().requires_grad_() for shape in ((16, 16), (16, 16), (16,), (16,))]
-    flat = [*factors, *matrices, *shared]
-    torch.library.opcheck(fused.fused, (flat, 1, True, True, "silu", torch.float64))
+    of_w1 = [new(4, 16), new(4, 5), new(4, 16), new(4, 16)]  # q, rows, factors
+    of_others = [*(new(4, 16) for _ in range(2)), *(new(4, 5) for _ in range(2)), *(new(4, 16) for _ in range(2))]
+    matrices = [new(16, 16) for _ in range(3)]
+    shared = [torch.randn(2, *shape).double().requires_grad_() for shape in (*[(16, 16)] * 3, (16,), (16,))]
+    flat = [*of_w1, *of_others, *matrices, *shared]
+    torch.library.opcheck(fused.fused, (flat, True, 1, True, True, "silu", torch.float64))
 
 
 def test_so_is_the_one_for_links_at_tokens():
@@ -244,8 +250,8 @@ def test_flops_are_those_of_the_products():
     [
         rule(memory.MLP(layers=3)),
         rule(memory.MLP(bias=True)),
-        rule(memory.SwiGLU()),
         rule(memory.MLP(expansion=3), retention.KL(), link_at="token"),
+        rule(memory.SwiGLU(expansion=2), retention.KL(), link_at="token"),
         rule(window=3),
     ],
     ids=str,

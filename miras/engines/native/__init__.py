@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from miras.engines.model import link_name, reasons
+from miras.engines.model import link_name, memory_name, reasons
 from miras.engines.native import build, engine, linear
 from miras.layout import Layout
 from miras.memory import Linear
@@ -52,6 +52,8 @@ def _reasons(rule: Rule, gates: Gates | None, tokens: tuple[Tensor, Tensor] | No
 
 
 def _deep(rule: Rule, gates: Gates | None) -> Iterator[str]:
+    if memory_name(rule) != "mlp":
+        yield f"its kernels are for Linear and for an MLP of 2 layers without fast biases, not {rule.memory}"
     yield from reasons(rule)
     if rule.link_at == "token" and link_name(rule) != "identity":
         yield "its kernels have links at chunks only, link_at='chunk', of two tokens at least"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from miras.engines.model import Model
+from miras.engines.model import Model, memory_name
 from miras.engines.triton.read_each_kernels import Between, Given, read_each_backward, read_each_forward
 from miras.engines.unroll import Learned
 from miras.memory import MLP
@@ -196,6 +196,8 @@ def _flops_backward(grad_y: Any, a: Any, z: Any, sums: Any, tensors: Any, model:
 
 def serves(rule: Rule, leaves: dict[str, Leaf], learned: Learned) -> bool:
     """Whether reads are `read`'s: `unroll.read_chunks` would write out each token's weights."""
+    if memory_name(rule) != "mlp":
+        return False
     hidden = leaves["w1"].cols
     nonlinear = rule.link_at == "token" and not isinstance(rule.retention, EuclideanRetention)
     shared = all(home.dim() == 3 for home in learned.before.home.values())
