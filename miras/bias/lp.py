@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -58,6 +58,11 @@ class Lp(Bias):
         """One over the curvature p (p - 1) |r|^(p-2) at an error of 2, where that of l_2 is 1."""
         return 1 / max(1.0, self.p * (self.p - 1) * 2 ** (self.p - 2))
 
+    @property
+    def saturates(self) -> bool:
+        """Below p = 2 its gradient grows less than the error."""
+        return self.p < 2
+
     def loss(self, y: Tensor, v: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
         return ((y - v).square() + EPS).pow(self.p / 2).sum(-1)
 
@@ -81,6 +86,8 @@ class L1(Bias):
         sharpness: a of the paper's form.
         clip: shorten each token's gradient to norm sqrt(d), which it never exceeds: without effect here.
     """
+
+    saturates: ClassVar[bool] = True
 
     form: Literal["smooth", "paper"] = "smooth"
     sharpness: float = 10.0
