@@ -136,7 +136,7 @@ def compiled(rounds: int) -> None:
 
 def gradients() -> None:
     """Norms of all outer gradients of a fresh model of two layers of 64 channels, by rule and length."""
-    times = 128, 512, 1024
+    times = 128, 512, 1024, 2048
     print("outer gradient norm at T =", *times)
     for layers, gate, learner in itertools.product((2, 3), (retention.L2, retention.KL), (GradientDescent, Momentum)):
         rule = Rule(MLP(layers, 2), bias.Huber(), gate(to="initial"), learner(rate="input"), 16)

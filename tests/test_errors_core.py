@@ -1,5 +1,7 @@
 """What cannot be used is refused before anything is computed, by a message that says what was got and what to write."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import CENTRES, call, draw_memory, draw_tokens
@@ -259,6 +261,26 @@ def test_the_learning_rate_of_a_chunk_is_bounded_by_its_staleness():
     for chunk, high in ((1, 1.0), (16, 1.0), (32, 0.5), (64, 0.25)):
         eta = next(g for g in variants.yaad(chunk=chunk).gates if g.name == "eta")
         assert eta.high == high and 0 < eta.init < high
+
+
+@pytest.mark.parametrize(
+    ("loss", "share"),
+    [
+        (bias.L2(), 1),
+        (bias.Lp(), 1),
+        (bias.Lp(p=1.5), 8),
+        (bias.Huber(), 8),
+        (bias.Huber(form="norm"), 8),
+        (bias.L1(), 8),
+    ],
+    ids=str,
+)
+def test_momentum_has_an_eighth_of_the_learning_rate_where_the_bias_saturates(loss, share):
+    plain, repeated = (
+        next(g for g in replace(YAAD, bias=loss, algorithm=learner("input")).gates if g.name == "eta")
+        for learner in (algorithm.GradientDescent, algorithm.Momentum)
+    )
+    assert repeated.high == plain.high / share and repeated.init == plain.init / share
 
 
 def test_explain_names_one_chosen_engine_and_the_reasons_of_the_others():

@@ -44,8 +44,10 @@ class Momentum(LinearAlgorithm):
     """S_t = theta_t S_{t-1} + eta_t grad_t, step_t = S_t: past and momentary surprise (Titans, arXiv 2501.00663).
 
     Choose it where what surprises should colour the tokens after it as well: Titans' algorithm. It costs one more copy
-    of the memory in the state, and a large theta makes a repeated key overshoot. With `KL`, or in a memory of more than
-    two layers, outer gradients grow with the length (`docs/log.md`): choose gradient descent there.
+    of the memory in the state, and a large theta makes a repeated key overshoot: a gradient that stays is stepped by
+    eta / (1 - theta) in the end, ten times eta at the theta that layers start with. With `L2` and `Lp` above 2 that is
+    harmless. With a bias that saturates (`Huber`, `L1`, `Lp` below 2) outer gradients grow with the length, so eta
+    ranges to an eighth there; with `Huber` and `KL` they grow nonetheless at 2,048 tokens (`docs/log.md`).
 
     Args:
         rate: "none" or "input", see `Algorithm`.
@@ -54,6 +56,7 @@ class Momentum(LinearAlgorithm):
     gates: ClassVar[tuple[Gate, ...]] = (ETA, THETA)
     law: ClassVar[tuple[str, ...]] = ("S_t", "S_t = theta_t S_{t-1} + eta_t {grad}")
     slots: ClassVar[int] = 1
+    eta_limit: ClassVar[float] = 0.125
 
     rate: Literal["none", "input"] = "none"
 

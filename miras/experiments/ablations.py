@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from itertools import product
 
 from miras import bias, memory, retention
-from miras.algorithm import GradientDescent, Momentum
+from miras.algorithm import Momentum
 from miras.evaluate.tasks import Positions
 from miras.experiments.plan import Model, Scale, TextExperiment, model
 from miras.inputs import Inputs
-from miras.rule import Rule
 from miras.variants import memora, moneta, yaad
 
 YAAD, MONETA, MEMORA = yaad(), moneta(), memora()
@@ -55,20 +54,20 @@ def exponents(scale: Scale) -> TextExperiment:
 
 
 def space(scale: Scale) -> TextExperiment:
-    """Rules that nobody has tested: momentum and depth with the biases and retentions of the three."""
-    learners: dict[str, Any] = {"": GradientDescent(rate="input"), "momentum": Momentum(rate="input")}
-    biases = {"l_2": bias.L2(), "Huber": bias.Huber(), "l_3": bias.Lp(p=3.0, clip=True)}
-    gates = {"L2": retention.L2(to="initial"), "KL": retention.KL(to="initial")}
-    changed = {
-        " ".join(filter(None, (loss, gate, learner))): model(
-            Rule(memory.MLP(), biases[loss], gates[gate], learners[learner], YAAD.chunk)
-        )
-        for loss in biases
-        for gate in gates
-        for learner in learners
-    }
-    claim = "Nothing: the paper tests neither momentum with Huber or l_p nor these biases with each other's retention."
-    return _ablation("Biases, retentions and momentum", claim, changed, "Huber L2", scale)
+    """Rules that nobody has tested: biases and retentions of the three with each other, and with momentum."""
+    losses = {"": YAAD.bias, "l_2 bias": MEMORA.bias, "l_3 bias": MONETA.bias}
+    gates = {"": YAAD.retention, "KL": MEMORA.retention, "L_4": MONETA.retention}
+    learners = {"": YAAD.algorithm, "momentum": Momentum(rate="input")}
+    known = {"": "yaad", "l_2 bias, momentum": "titans", "l_2 bias, KL": "memora", "l_3 bias, L_4": "moneta"}
+    changed: dict[str, Model] = {}
+    for (loss, bias_), (gate, retention_), (learner, algorithm) in product(
+        losses.items(), gates.items(), learners.items()
+    ):
+        name = ", ".join(filter(None, (loss, gate, learner)))
+        rule = replace(YAAD, bias=bias_, retention=retention_, algorithm=algorithm, link_at=None)
+        changed[known.get(name, name)] = model(rule)
+    claim = "Nothing: the paper tests neither momentum nor its biases with each other's retention."
+    return _ablation("Biases, retentions and momentum", claim, changed, "yaad", scale)
 
 
 def _ablation(title: str, claim: str, changed: dict[str, Model], baseline: str, scale: Scale) -> TextExperiment:

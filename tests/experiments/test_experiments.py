@@ -109,6 +109,13 @@ def test_linear_memories_get_as_many_bytes():
     assert linear.fields["heads"] == 1 and own <= linear.mixers[0].state_bytes(1, width, width, 1) < 1.1 * own
 
 
+def test_rules_that_experiments_have_in_common_have_one_name_and_are_trained_once():
+    space, parts, presets = (experiment(n, "laptop").models for n in ("space", "parts", "language_modelling"))
+    assert all(space[name] == parts[name] for name in ("yaad", "l_2 bias", "momentum"))
+    assert all(space[name] == presets[name] for name in ("moneta", "yaad", "memora", "titans"))
+    assert len(space) == 18
+
+
 def test_only_some_models():
     assert list(experiment("parts", "laptop", 1, ["momentum"]).models) == ["yaad", "momentum"]
     assert list(experiment("recall", "laptop", only=["yaad"]).models) == ["yaad"]
