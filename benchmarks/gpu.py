@@ -38,6 +38,7 @@ from miras.bench.entries import autocast, build, step, useful_flops
 from miras.bench.flops import BACKWARD, layer_flops
 from miras.bench.sizes import DTYPES, Sizes
 from miras.bench.timing import Timing, alternate, machine_calls, machine_speed
+from miras.memory import SwiGLU
 from miras.rule import Rule
 from miras.train.config import SIZES
 from miras.train.files import write_text
@@ -48,8 +49,10 @@ from miras.variants import variant
 RESULTS = Path(__file__).parent / "results"
 KERNELS = ("fla", "triton")
 DEEP = ("yaad", "moneta", "memora")
+GATED = "yaad, SwiGLU"
 MATRIX = ("linear_attention", "retnet", "gla", "mamba2", "deltanet", "gated_deltanet", "kda", "comba", "rwkv7", "mesa")
-OPERATIONS = (*DEEP, "gated_deltanet", "kda")
+AT_TOKENS = "memora, token"
+OPERATIONS = (*DEEP, GATED, AT_TOKENS, "gated_deltanet", "kda")
 MODELS = (*DEEP, "gated_deltanet", "transformer")
 Row = dict[str, Any]
 
@@ -59,7 +62,7 @@ class Scale:
     """Sizes of everything.
 
     Attributes:
-        checked: variants whose errors are measured.
+        checked: rules whose errors are measured, see `rule_called`.
         check: on what; a length that is no multiple of the chunk.
         op: an operation, B T H d, forward and backward.
         model: a model; each length in `times` has a batch of `tokens` in all.
@@ -88,7 +91,7 @@ _SHAPE = Sizes(
     dim=_340M.dim, heads=_340M.heads, layers=_340M.layers, vocab=32_000, chunk=64, dtype="bfloat16", level="model"
 )
 FULL = Scale(
-    checked=(*DEEP, *MATRIX),
+    checked=(*DEEP, GATED, AT_TOKENS, *MATRIX),
     check=Sizes(batch=2, time=200, dim=128, heads=2, chunk=64),
     op=_SHAPE.with_(batch=4, time=8192, level="layer"),
     model=_SHAPE,
@@ -99,7 +102,7 @@ FULL = Scale(
 )
 _TINY = Sizes(batch=1, time=24, dim=32, heads=2, layers=1, chunk=8, vocab=64, dtype="bfloat16")
 QUICK = Scale(
-    checked=("yaad", "gla", "gated_deltanet"),
+    checked=("yaad", GATED, AT_TOKENS, "gla", "gated_deltanet"),
     check=_TINY.with_(time=12),
     op=_TINY,
     model=_TINY.with_(level="model"),
@@ -146,6 +149,15 @@ class Results:
 
 
 # -- one rule on random tokens ----------------------------------------------------------------------------------------
+
+
+def rule_called(name: str, chunk: int) -> Rule:
+    """A variant, or one with another memory, `GATED`, or with its link at every token, `AT_TOKENS`."""
+    rule = variant(name.partition(", ")[0], chunk)
+    assert isinstance(rule, Rule)
+    if name == AT_TOKENS:
+        return replace(rule, link_at="token")
+    return replace(rule, memory=SwiGLU()) if name == GATED else rule
 
 
 def draw(rule: Rule, sizes: Sizes) -> dict[str, Tensor]:
@@ -216,8 +228,7 @@ def apart(got: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, floa
 def check(results: Results, name: str) -> None:
     """Errors of every engine that can run a rule."""
     sizes = results.scale.check
-    rule = variant(name, sizes.chunk)
-    assert isinstance(rule, Rule)
+    rule = rule_called(name, sizes.chunk)
     drawn = draw(rule, sizes)
     exact = outcome(rule, leaves(drawn, sizes, torch.float64), sizes.with_(dtype="float32"), "recurrence")
     for dtype in DTYPES:
@@ -225,8 +236,8 @@ def check(results: Results, name: str) -> None:
         (engines, plain), errors = able(rule, drawn, case), {}
         for engine in dict.fromkeys(["recurrence", plain, *engines]):
             beside = {"recurrence": None, plain: "recurrence"}.get(engine, plain)
-            named = {"name": name, "dtype": dtype, "engine": engine}
-            results.add(results.checks, named, partial(error_rows, rule, drawn, case, engine, exact, errors, beside))
+            row = {"name": name, "dtype": dtype, "engine": engine}
+            results.add(results.checks, row, partial(error_rows, rule, drawn, case, engine, exact, errors, beside))
 
 
 def error_rows(
@@ -271,14 +282,13 @@ def product_speed(sizes: Sizes) -> float:
 def operate(results: Results, name: str) -> None:
     """One rule forward and backward by kernels and by plain PyTorch, without the layer around it."""
     sizes = results.scale.op
-    rule = variant(name, sizes.chunk)
-    assert isinstance(rule, Rule)
+    rule = rule_called(name, sizes.chunk)
     x = leaves(draw(rule, sizes), sizes)
     engines, plain = able(rule, x, sizes)
     for engine in engines:
         if engine in (plain, *KERNELS):
-            named = {"name": name, "engine": engine}
-            results.add(results.ops, named, partial(op_rows, rule, x, sizes, engine, results))
+            row = {"name": name, "engine": engine}
+            results.add(results.ops, row, partial(op_rows, rule, x, sizes, engine, results))
 
 
 def op_rows(rule: Rule, x: dict[str, Tensor], sizes: Sizes, engine: str, results: Results) -> list[Row]:
@@ -482,8 +492,8 @@ def main(arguments: Sequence[str] | None = None) -> Results:
     for time in scale.times:
         for name in MODELS:
             sizes = scale.model.with_(time=time, batch=scale.tokens // time)
-            named = {"name": name, "time": time, "batch": sizes.batch}
-            results.add(results.models, named, partial(model_rows, name, sizes, results))
+            row = {"name": name, "time": time, "batch": sizes.batch}
+            results.add(results.models, row, partial(model_rows, name, sizes, results))
     for name in MODELS:
         results.add(results.decoded, {"name": name}, partial(decode_rows, name, results))
     print(page(results, made))

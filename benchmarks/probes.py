@@ -1,4 +1,4 @@
-"""Facts that the chunk engine is built on: what cold memory costs, and what recomputation costs and saves.
+"""Facts that the engines are built on: what cold memory costs, what recomputation costs and saves, what tiles do.
 
 python benchmarks/probes.py --threads 1
 python benchmarks/probes.py --threads 1 --compile     # compiled layers instead, some minutes
@@ -8,14 +8,14 @@ python benchmarks/probes.py --threads 1 --gradients   # which rules' outer gradi
 import argparse
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch.nn.utils import get_total_norm
 from torch.utils.checkpoint import checkpoint
 
-from miras import MirasLayer, Rule, bias, retention
+from miras import MirasLayer, Rule, bias, retention, run
 from miras.algorithm import GradientDescent, Momentum
 from miras.bench.memory import high_water
 from miras.bench.timing import alternate
@@ -80,6 +80,23 @@ def scans(rounds: int) -> None:
         print(f"tiny {name}, forward and backward: {found['plain']:.0f} ms, by Scan {found['scan']:.0f} ms")
 
 
+def tiles(rounds: int) -> None:
+    """The memory of Gated DeltaNet, B = 2, T = 2,048, 4 heads of 64: by tiles, and token by token in C++."""
+    rule, shape = variant("gated_deltanet"), (2, 2048, 4, 64)
+    q, k, v = (torch.randn(shape).requires_grad_() for _ in range(3))
+    gates = {"log_alpha": torch.full((*shape[:3], 1), -0.01).requires_grad_(), "eta": torch.rand(*shape[:3], 1)}
+
+    def train(engine: str) -> None:
+        keys = F.normalize(k, dim=-1)
+        run(rule, q, keys, v, gates, engine=engine)[0].sum().backward()
+
+    found = alternate({"exact": lambda: train("exact"), "native": lambda: train("native")}, rounds)
+    exact, native = (1000 * found[name].median for name in ("exact", "native"))
+    print(
+        f"Gated DeltaNet's memory, forward and backward: {exact:.0f} ms by tiles, {native:.0f} ms token by token in C++"
+    )
+
+
 def coefficients(rounds: int) -> None:
     """The coefficients of 64 chunks of 64 tokens, 4 heads, forward and backward, token by token and in closed form."""
     rule = variant("yaad", 64)
@@ -120,16 +137,24 @@ def compiled(rounds: int) -> None:
 def gradients() -> None:
     """Norms of all outer gradients of a fresh model of two layers of 64 channels, by rule and length."""
     times = 128, 512, 1024, 2048
-    print("layers, retention, algorithm: outer gradient norm at T =", *times)
+    print("outer gradient norm at T =", *times)
     for layers, gate, learner in itertools.product((2, 3), (retention.L2, retention.KL), (GradientDescent, Momentum)):
         rule = Rule(MLP(layers, 2), bias.Huber(), gate(to="initial"), learner(rate="input"), 16)
-        norms = []
-        for time in times:
-            torch.manual_seed(0)
-            model, tokens = Miras(257, 64, 2, 172, [rule, rule]), torch.randint(256, (2, time))
-            F.cross_entropy(model(tokens)[0][:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
-            norms.append(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item())
-        print(f"{layers}, {gate.__name__}, {learner.__name__}:", *(f"{norm:.2g}" for norm in norms))
+        print(f"{layers} layers, {gate.__name__}, {learner.__name__}:", *_norms(rule, times))
+    signs = bias.L1(), bias.L1(form="paper"), bias.Huber(form="mixture"), bias.Lp(p=1.2), bias.Lp(p=1.5)
+    for loss in signs:
+        rule = Rule(MLP(2, 2), loss, retention.L2(to="initial"), GradientDescent(rate="input"), 16)
+        print(f"{loss}, eta up to {loss.eta_limit:.2g}:", *_norms(rule, times))
+
+
+def _norms(rule: Rule, times: Sequence[int]) -> list[str]:
+    norms = []
+    for time in times:
+        torch.manual_seed(0)
+        model, tokens = Miras(257, 64, 2, 172, [rule, rule]), torch.randint(256, (2, time))
+        F.cross_entropy(model(tokens)[0][:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+        norms.append(get_total_norm([p.grad for p in model.parameters() if p.grad is not None]).item())
+    return [f"{norm:.2g}" for norm in norms]
 
 
 def main() -> None:
@@ -149,6 +174,7 @@ def main() -> None:
     traffic(options.rounds)
     segments(options.rounds)
     scans(options.rounds)
+    tiles(options.rounds)
     coefficients(options.rounds)
 
 

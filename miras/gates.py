@@ -37,17 +37,17 @@ class Gate:
 
     def squash(self, raw: Tensor) -> Tensor:
         """Map the real line onto the range, increasing: sigmoid on a bounded range, softplus on a half line."""
-        if math.isinf(self.low):
+        if self.low == -math.inf:
             return self.high - F.softplus(-raw)
-        if math.isinf(self.high):
+        if self.high == math.inf:
             return self.low + F.softplus(raw)
         return self.low + (self.high - self.low) * torch.sigmoid(raw)
 
     def unsquash(self, value: float) -> float:
         """The raw number that `squash` maps to `value`."""
-        if math.isinf(self.low):
+        if self.low == -math.inf:
             return -math.log(math.expm1(self.high - value))
-        if math.isinf(self.high):
+        if self.high == math.inf:
             return math.log(math.expm1(value - self.low))
         share = (value - self.low) / (self.high - self.low)
         return math.log(share / (1 - share))

@@ -203,7 +203,7 @@ CALLS = {
         dict(state=lambda _: call(miras.Attention(), draw_tokens(miras.Attention()))[1]),
         ["CacheState"],
     ),
-    "an unknown engine": (dict(engine="tokens"), ["'tokens'", "exact, block, triton, native, chunk, recurrence, auto"]),
+    "an unknown engine": (dict(engine="tokens"), ["'tokens'", "native, exact, block, triton, chunk, recurrence, auto"]),
     "an engine that cannot": (dict(engine="exact"), ["'exact'", "chunk 4", "engine='auto'"]),
     "a mask with holes": (dict(mask=torch.tensor([[1, 0] + [1] * 11] * 2)), ["holes"]),
     "a pack that does not add up": (dict(cu_seqlens=torch.tensor([0, 5, 12])), ["batch of 2"]),

@@ -7,7 +7,7 @@ A layer of size D with H heads of d, inner size I = H d:
 
     maps      2 D I (1 + keys + values) for q, k, v, 2 I D out, 2 D I output gate, twice the entries of the gates' maps
 
-A head's memory with matrices of o x i, in all P entries, P_k of them in the matrix that reads the key, in chunks of C:
+A head's memory with matrices of o x i, in all P entries, P_k of them in matrices that read the key, in chunks of C:
 
     predict   2 P                 M(W_o, k)
     pullback  2 (P - P_k)         the gradient through the outer matrices
@@ -15,14 +15,15 @@ A head's memory with matrices of o x i, in all P entries, P_k of them in the mat
     read      2 P bases           bases = 1 + slots, + 1 with a home or a link that is linearised at the chunk's origin
     pairs     2 (o + i) (C + 1)/2 for each matrix: scores with the chunk's earlier tokens and their sum
 
-An MLP of expansion e has P = 2 e d^2, P_k = e d^2. With chunk 1 the weights are written out after each token: bases is
-1 and there are no pairs. With `link_at="token"` and a link that is no identity, each token's matrix is summed: pairs
-are 2 P (C + 1)/2. Several steps a token, windows and `Erase` multiply predict, pullback, step and pairs by their
-number. A gradient at the decayed memory needs predict and pullback once more for a home.
+An MLP of expansion e has P = 2 e d^2, P_k = e d^2, a SwiGLU P = 3 e d^2, P_k = 2 e d^2. With chunk 1 the weights are
+written out after each token: bases is 1 and there are no pairs; so with `link_at="token"` and a link that is no
+identity. Several steps a token, windows and `Erase` multiply predict, pullback, step and pairs by their number. A
+gradient at the decayed memory needs predict and pullback once more for a home.
 
 Attention: the maps, and 4 I (T + 1)/2 for scores and sum, with a window 4 I times the mean number of tokens seen.
 
-`dense=True` counts the masked half of pairs too (C for (C + 1)/2), as PyTorch's `FlopCounterMode` does.
+`dense=True` counts the masked half of pairs too (C for (C + 1)/2), as PyTorch's `FlopCounterMode` does, and where each
+token's weights are written out, 2 P C for the chunk engine's sum of them.
 
 Bytes are those of the same products, each taking its operands from memory and leaving its result there, 4 bytes a
 number: a matrix is moved once a chunk, vectors once a token. It is what the products cost without a cache, and without
@@ -38,7 +39,7 @@ from miras.attention import Attention
 from miras.bench.sizes import Sizes
 from miras.bias import Erase
 from miras.layer import MirasLayer
-from miras.memory import MLP, Linear
+from miras.memory import MLP, Linear, SwiGLU
 from miras.mixer import Mixer
 from miras.retention import EuclideanRetention, MirrorRetention, TwoSided
 from miras.rule import Rule
@@ -54,7 +55,7 @@ def layer_flops(mixer: Mixer, sizes: Sizes, dense: bool = False) -> dict[str, fl
     """FLOPs of one token of a layer's forward pass by part, or None where there is no formula.
 
     Args:
-        mixer: a `Rule` with the memory `MLP` or `Linear`, or `Attention`.
+        mixer: a `Rule` with the memory `MLP`, `SwiGLU` or `Linear`, or `Attention`.
         sizes: dim, heads, time and gates; the chunk is the rule's own.
         dense: count the masked half of pair products too.
     """
@@ -83,7 +84,7 @@ def layer_bytes(mixer: Mixer, sizes: Sizes) -> dict[str, float] | None:
 
     parts = {
         "predict": products(leaves),
-        "pullback": products(leaves[:-1]),
+        "pullback": products(_outer(mixer, sizes)),
         # The old matrix, and the new one.
         "step": (1 + slots) * products(leaves, 2),
         "read": bases * products(leaves),
@@ -112,7 +113,7 @@ def _attention(mixer: Attention, sizes: Sizes, dense: bool) -> dict[str, float]:
 
 def _known(rule: Rule) -> bool:
     return (
-        type(rule.memory) in (MLP, Linear)
+        type(rule.memory) in (MLP, SwiGLU, Linear)
         and isinstance(rule.algorithm, LinearAlgorithm)
         and not isinstance(rule.algorithm, LeastSquares)
         and isinstance(rule.retention, MirrorRetention | TwoSided)
@@ -124,9 +125,9 @@ def _shapes(rule: Rule, sizes: Sizes) -> list[tuple[int, int]]:
     return [(leaf.rows, leaf.cols) for leaf in rule.leaves(sizes.head_dim, sizes.head_dim).values()]
 
 
-def _first(rule: Rule, sizes: Sizes) -> tuple[int, int]:
-    """The matrix that reads the key: the last one."""
-    return _shapes(rule, sizes)[-1]
+def _outer(rule: Rule, sizes: Sizes) -> list[tuple[int, int]]:
+    """The matrices that do not read the key: all but the last, or, where that has a gate, the last two."""
+    return _shapes(rule, sizes)[: -2 if isinstance(rule.memory, SwiGLU) else -1]
 
 
 def _bases(rule: Rule) -> int:
@@ -142,18 +143,18 @@ def _bases(rule: Rule) -> int:
 def _memory(mixer: Mixer, dense: bool, sizes: Sizes) -> dict[str, float] | None:
     if not isinstance(mixer, Rule) or not _known(mixer):
         return None
-    shapes, (o, i), chunk = _shapes(mixer, sizes), _first(mixer, sizes), mixer.chunk
-    entries = sum(o * i for o, i in shapes)
+    shapes, chunk = _shapes(mixer, sizes), mixer.chunk
+    entries, outer = (sum(o * i for o, i in matrices) for matrices in (shapes, _outer(mixer, sizes)))
     erase = isinstance(mixer.bias, Erase)
     times = mixer.algorithm.steps * mixer.window * (2 if erase else 1)
     seen = chunk if dense else (chunk + 1) / 2
     # At the decayed memory the home is a matrix of its own.
     anchors = 2 if mixer.gradient_at == "decayed" and mixer.retention.to == "initial" and chunk > 1 else 1
     written_out = mixer.link_at == "token" and not isinstance(mixer.retention, EuclideanRetention)
-    pair = 2 * entries if written_out else sum(2 * (o + i) for o, i in shapes)
+    pair = 2 * entries * dense if written_out else sum(2 * (o + i) for o, i in shapes)
     parts = {
         "predict": 2 * entries * anchors * times,
-        "pullback": 2 * (entries - o * i) * anchors * times,
+        "pullback": 2 * outer * anchors * times,
         "step": 2 * entries * (1 + mixer.algorithm.slots) * times,
         "read": 2 * entries * _bases(mixer),
         "pairs": pair * seen * times if chunk > 1 else 0,

@@ -11,6 +11,10 @@ from torch import Tensor
 from miras.gates import Gate
 from miras.registry import Axis
 
+# The smallest error that limits eta. A gradient that is a sign is steep at 0, where steps of a whole chunk jump to and
+# fro and outer gradients explode (docs/log.md).
+SMALL = 1 / 64
+
 
 class Bias(Axis):
     """The inner loss L(y, v) of a prediction y = M(W, k) and a value v, given by its gradient in closed form.

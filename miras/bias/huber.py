@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from miras.bias.base import Bias
+from miras.bias.base import SMALL, Bias
 from miras.errors import UsageError
 from miras.gates import DELTA, Gate
 
@@ -27,7 +27,8 @@ class Huber(Bias):
       channel.
     * `form="norm"` (eq. 15): H(||r||); gradient r min(1, delta / ||r||), a clipping of each token's gradient.
     * `form="mixture"` (eq. 16, printed for Yaad): r where rms(r) <= delta, delta sign(r) beyond. The paper tests ||r||;
-      taken on the root mean square, the step does not jump by sqrt(d) at the threshold.
+      taken on the root mean square, the step does not jump by sqrt(d) at the threshold. The sign needs a small eta, a
+      sixty-fourth, as `L1` does.
 
     Choose it where some values are wrong or extreme: the gradient of an outlier stops growing at delta, and ordinary
     tokens are learned as with `L2` (`examples/stream.py` compares them). It is Yaad's bias.
@@ -45,6 +46,11 @@ class Huber(Bias):
     def __post_init__(self) -> None:
         if self.form not in ("coordinate", "norm", "mixture"):
             raise UsageError(f"Huber: form must be 'coordinate', 'norm' or 'mixture', got {self.form!r}.")
+
+    @property
+    def eta_limit(self) -> float:
+        """That of `L1` where there is a sign in the gradient."""
+        return SMALL if self.form == "mixture" else 1.0
 
     @property
     def gates(self) -> tuple[Gate, ...]:

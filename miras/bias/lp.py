@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -9,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from miras.bias.base import Bias
+from miras.bias.base import SMALL, Bias
 from miras.errors import UsageError
 
 # |x| = sqrt(x^2 + eps), the paper's remark 5.
@@ -21,6 +22,12 @@ def _check_form(name: str, form: str, sharpness: float) -> None:
         raise UsageError(f"{name}: form must be 'smooth' or 'paper', got {form!r}.")
     if sharpness <= 0:
         raise UsageError(f"{name}: sharpness must be positive, got {sharpness}.")
+
+
+def _slope(p: float, form: str, sharpness: float) -> float:
+    """The gradient over the error, at an error of `SMALL`."""
+    sign = math.tanh(sharpness * SMALL) if form == "paper" else 1.0
+    return p * sign * SMALL ** (p - 2)
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,11 @@ class Lp(Bias):
 
     @property
     def eta_limit(self) -> float:
-        """One over the curvature p (p - 1) |r|^(p-2) at an error of 2, where that of l_2 is 1."""
-        return 1 / max(1.0, self.p * (self.p - 1) * 2 ** (self.p - 2))
+        """One over the slope of the gradient, where that of l_2 is 1: for p > 2 the curvature p (p - 1) |r|^(p-2) at an
+        error of 2, else the gradient over the error at one of 1/64.
+        """
+        steep = self.p * (self.p - 1) * 2 ** (self.p - 2) if self.p > 2 else _slope(self.p, self.form, self.sharpness)
+        return 1 / max(1.0, steep)
 
     @property
     def saturates(self) -> bool:
@@ -79,7 +89,8 @@ class L1(Bias):
     """Value-less memory, L = sum_j sqrt(r_j^2 + eps): only the sign of the error is written (arXiv 2504.13173 eq. 12).
 
     Choose it where values have outliers of any size and their sign is enough: the step has the same size however small
-    the error is, so with a constant eta the memory never settles on a value.
+    the error is, so with a constant eta the memory never settles on a value, and eta has to be small: a sixty-fourth at
+    most, or a tenth in the paper's form.
 
     Args:
         form: "smooth", r / sqrt(r^2 + eps), or "paper", tanh(sharpness r).
@@ -95,6 +106,11 @@ class L1(Bias):
 
     def __post_init__(self) -> None:
         _check_form("L1", self.form, self.sharpness)
+
+    @property
+    def eta_limit(self) -> float:
+        """One over the gradient at an error of 1/64 over that error."""
+        return 1 / max(1.0, _slope(1.0, self.form, self.sharpness))
 
     def loss(self, y: Tensor, v: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
         return ((y - v).square() + EPS).sqrt().sum(-1)

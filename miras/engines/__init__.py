@@ -64,10 +64,10 @@ def _token_loop(
 # In order of preference.
 ENGINES = (
     Engine("fla", "flash-linear-attention's kernel for this linear memory", fla.refuses, fla.run, True),
+    Engine("native", "in the CPU's cache, in C++", native.refuses, native.run),
     Engine("exact", "exact parallel form of a linear memory at chunk 1, by tiles", exact.refuses, exact.run),
     Engine("block", "one step a chunk, its gradients in one pass", block.refuses, block.run),
     Engine("triton", "all chunks of a deep memory in one kernel", triton.refuses, triton.run, True),
-    Engine("native", "all chunks of a deep memory in the CPU's cache, in C++", native.refuses, native.run),
     Engine("chunk", "a chunk at a time by matrix products", chunk.refuses, chunk.run),
     Engine("recurrence", "the definition, token by token", lambda *_: None, _token_loop),
 )

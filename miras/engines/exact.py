@@ -50,7 +50,7 @@ def refuses(rule: Rule, gates: Gates | None = None, tokens: object = None) -> st
     if isinstance(rule.retention, TwoSided):
         plain = isinstance(rule.algorithm, GradientDescent) and rule.window == 1
         return (
-            None if plain and _unclipped(rule, Dot) and _on_keys(rule) else f"{rule.retention} needs Dot and no window"
+            None if plain and _unclipped(rule, Dot) and on_keys(rule) else f"{rule.retention} needs Dot and no window"
         )
     if not isinstance(rule.retention, EuclideanRetention):
         return f"{rule.retention} has a link"
@@ -63,14 +63,15 @@ def refuses(rule: Rule, gates: Gates | None = None, tokens: object = None) -> st
     if not isinstance(rule.algorithm, GradientDescent | Implicit) or rule.window > 1:
         return f"with {rule.bias} it needs GradientDescent and no window, not {rule.algorithm}"
     channels = gates is not None and any(gates[g.name].shape[-1] > 1 for g in rule.gates if not g.vector)
-    return "it needs gates per head or per key channel" if channels and not _on_keys(rule) else None
+    return "it needs gates per head or per key channel" if channels and not on_keys(rule) else None
 
 
 def _unclipped(rule: Rule, kind: Any) -> bool:
     return isinstance(rule.bias, kind) and not rule.bias.clip
 
 
-def _on_keys(rule: Rule) -> bool:
+def on_keys(rule: Rule) -> bool:
+    """Whether gates per channel act on the keys of a matrix."""
     return isinstance(rule.memory, Linear) and rule.memory.gated == "keys"
 
 

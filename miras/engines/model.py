@@ -9,18 +9,19 @@ from functools import lru_cache
 
 from miras.algorithm import Implicit, LeastSquares, LinearAlgorithm
 from miras.bias import L1, L2, Dot, Huber, Lp, Robust
-from miras.memory import MLP
-from miras.retention import KL, EuclideanRetention, Lq
-from miras.retention.base import mass
+from miras.memory import MLP, SwiGLU
+from miras.retention import KL, Bregman, EuclideanRetention, Lq
+from miras.retention.base import mass, unit
 from miras.rule import Rule
 from miras.weights import Leaf
 
 
 @dataclass(frozen=True)
 class Model:
-    """A rule with an MLP of two layers in plain words and numbers, as an argument of kernels and operators.
+    """A rule with a memory of two layers in plain words and numbers, as an argument of kernels and operators.
 
     Attributes:
+        gated: the memory is W1 (s(W3 k) (.) W2 k), and W3 is in all as W2; else it is W1 s(W2 k).
         activation: name of s.
         norm: LN behind the matrices.
         residual: keys are added behind it.
@@ -30,7 +31,7 @@ class Model:
         clip: gradients of a token are shortened to norm sqrt(d).
         link: name of the link, see `link.weight`.
         q: exponent of the link.
-        unit1: of W1, the sum c of KL's slices or the s of Lq.
+        unit1: of W1, the sum c of KL's slices or the s of Lq and Bregman.
         unit2: of W2.
         slope1: of the link of W1 where the dual is constant.
         slope2: of W2.
@@ -40,6 +41,7 @@ class Model:
         slots: tensors of its own that the algorithm carries for each matrix.
     """
 
+    gated: bool
     activation: str
     norm: bool
     residual: bool
@@ -62,7 +64,7 @@ class Model:
     def of(cls, rule: Rule, leaves: dict[str, Leaf]) -> Model:
         """The model of a rule that the engine does not refuse."""
         memory, bias, retention = rule.memory, rule.bias, rule.retention
-        assert isinstance(memory, MLP)
+        assert isinstance(memory, MLP | SwiGLU)
         w1, w2 = leaves["w1"], leaves["w2"]
         p, sharpness = (
             (bias.p if isinstance(bias, Lp) else 1.0, bias.sharpness) if isinstance(bias, Lp | L1) else (0.0, 0.0)
@@ -72,7 +74,10 @@ class Model:
             units = mass(w1), mass(w2)
         elif isinstance(retention, Lq):
             q, units = retention.q, (retention.unit(w1), retention.unit(w2))
+        elif isinstance(retention, Bregman):
+            units = unit(w1), unit(w2)
         return cls(
+            isinstance(memory, SwiGLU),
             memory.activation,
             memory.norm,
             memory.residual,
@@ -95,6 +100,11 @@ class Model:
         # By hand: torch.compile traces it, and does not know how to go through json.
         return ";".join(f"{getattr(self, name)!r}" for name in FIELDS)
 
+    @property
+    def whole(self) -> bool:
+        """What the link needs of a matrix is one number for all of it."""
+        return self.link.startswith("lq")
+
     @staticmethod
     @lru_cache
     def parse(text: str) -> Model:
@@ -103,6 +113,14 @@ class Model:
 
 
 FIELDS = tuple(field.name for field in fields(Model))
+
+
+def memory_name(rule: Rule) -> str:
+    """The name of a rule's memory, "" where there are no kernels for it."""
+    memory = rule.memory
+    if isinstance(memory, MLP):
+        return "mlp" if memory.layers == 2 and not memory.bias else ""
+    return "swiglu" if isinstance(memory, SwiGLU) else ""
 
 
 def bias_name(rule: Rule) -> str:
@@ -122,20 +140,18 @@ def link_name(rule: Rule) -> str:
         return "identity"
     if isinstance(retention, Lq) and retention.q >= 2:
         return f"lq_{retention.link}"
+    if isinstance(retention, Bregman) and retention.potential == "logistic":
+        return "logistic"
     return "kl" if isinstance(retention, KL) else ""
 
 
 def reasons(rule: Rule) -> Iterator[str]:
-    """Why kernels cannot run a rule, whatever its tokens are."""
-    memory, algorithm = rule.memory, rule.algorithm
-    if not (isinstance(memory, MLP) and memory.layers == 2 and not memory.bias):
-        yield f"its kernels are for an MLP of 2 layers without fast biases, not {memory}"
+    """Why kernels cannot run a rule, whatever its memory and its tokens are."""
+    algorithm = rule.algorithm
     if not bias_name(rule):
         yield f"its kernels do not know the gradient of {rule.bias}"
     if not link_name(rule):
         yield f"its kernels do not know the link of {rule.retention}"
-    if link_name(rule) != "identity" and rule.link_at == "token" and rule.chunk > 1:
-        yield "its kernels have links at chunks only, link_at='chunk'"
     own = isinstance(algorithm, Implicit | LeastSquares) or algorithm.resets or algorithm.slots > 1
     if own or not isinstance(algorithm, LinearAlgorithm):
         yield f"its kernels do not know {algorithm}"

@@ -146,6 +146,19 @@ def _by_tokens(rule: Rule, gates: dict[str, Tensor], keep: Tensor | None) -> Coe
     return Coefficients(torch.stack(rows, -3), Ends(dual, slot_rows, torch.cat(decays, -2) if decays else None))
 
 
+def steps(rule: Rule, leaf: Leaf, gates: Gates, keep: Tensor | None) -> Tensor:
+    """What each token makes of the dual and the slots: the rows of (dual, slots) behind it over (dual, slots, grad),
+    [M, H, C, 1 + S, 2 + S, w], for every leaf with a channel axis if this one has one.
+    """
+    seen = {n: g.unsqueeze(-2) for n, g in rule.leaf_gates(leaf, gates).items()}
+    like, size = next(iter(seen.values())), 2 + rule.algorithm.slots
+    dual, *slots, grad = torch.eye(size, dtype=like.dtype, device=like.device).unsqueeze(-1).unbind(0)
+    new, new_slots = rule.update(dual, tuple(slots), grad, seen)
+    rows = torch.stack(torch.broadcast_tensors(new, *new_slots), -3)
+    kept = torch.stack([dual, *slots])
+    return rows if keep is None else torch.where(keep[:, None, :, None, None, None], rows, kept)
+
+
 def _eta(gates: dict[str, Tensor], keep: Tensor | None) -> Tensor:
     """Of gradient descent, A_t = alpha_t A_{t-1} - eta_t grad_t; a hole decays nothing already, and writes nothing."""
     return gates["eta"] if keep is None else torch.where(keep[:, None, :, None], gates["eta"], 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -12,8 +13,6 @@ from miras.memory.activation import ACTIVATIONS
 from miras.memory.base import Pullback
 from miras.memory.deep import Deep
 from miras.weights import COLUMNS, ROWS, Leaf, Outer, Weights, mv, tmv
-
-SILU = ACTIVATIONS["silu"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,8 @@ class SwiGLU(Deep):
         norm: apply LN; not in LaCT.
     """
 
+    activation: ClassVar[str] = "silu"
+
     expansion: int = 2
     residual: bool = True
     norm: bool = True
@@ -47,15 +48,16 @@ class SwiGLU(Deep):
         return {"w1": writing, "w2": reading, "w3": reading}
 
     def core(self, weights: Weights, x: Tensor) -> Tensor:
-        return mv(weights["w1"], SILU.forward(mv(weights["w3"], x)) * mv(weights["w2"], x))
+        gate = ACTIVATIONS[self.activation].forward(mv(weights["w3"], x))
+        return mv(weights["w1"], gate * mv(weights["w2"], x))
 
     def core_vjp(self, weights: Weights, x: Tensor) -> tuple[Tensor, Pullback]:
-        a, b = mv(weights["w3"], x), mv(weights["w2"], x)
-        gate = SILU.forward(a)
+        act, a, b = ACTIVATIONS[self.activation], mv(weights["w3"], x), mv(weights["w2"], x)
+        gate = act.forward(a)
         h = gate * b
 
         def pullback(u: Tensor) -> dict[str, Outer]:
             dh = tmv(weights["w1"], u)
-            return {"w1": Outer(u, h), "w2": Outer(dh * gate, x), "w3": Outer(SILU.backward(dh * b, a), x)}
+            return {"w1": Outer(u, h), "w2": Outer(dh * gate, x), "w3": Outer(act.backward(dh * b, a), x)}
 
         return mv(weights["w1"], h), pullback

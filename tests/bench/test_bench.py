@@ -33,6 +33,7 @@ MARGIN = 0.08
 SIZES = Sizes(batch=2, time=64, dim=32, heads=2)
 TINY = Sizes(batch=1, time=16, dim=16, heads=2, layers=1)
 DEEP = Rule(memory.MLP(layers=3, expansion=2), bias.L2(), retention.L2(), algorithm.Momentum(), 16)
+GATED = Rule(memory.SwiGLU(), bias.L2(), retention.L2(to="initial"), algorithm.Momentum(), 16)
 MATRIX = Rule(memory.Linear(start="learned"), bias.Huber(), retention.KL(), algorithm.GradientDescent(), 16)
 EXACT_LINK = Rule(memory.MLP(), bias.L2(), retention.KL(), algorithm.GradientDescent(), 16, link_at="token")
 
@@ -54,7 +55,13 @@ def counted(mixer, sizes, **how):
 
 
 KNOWN = [name for name in VARIANTS if layer_flops(variant(name), SIZES) is not None]
-RULES = {**{name: variant(name, 16) for name in KNOWN}, "3 layers": DEEP, "matrix": MATRIX, "exact link": EXACT_LINK}
+RULES = {
+    **{name: variant(name, 16) for name in KNOWN},
+    "3 layers": DEEP,
+    "gated": GATED,
+    "matrix": MATRIX,
+    "exact link": EXACT_LINK,
+}
 
 
 @pytest.mark.parametrize("gates", ["head", "channel"])

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from cases import call, draw_memory, draw_tokens
 from contract import assert_same_results, result
 
 from miras.algorithm import GradientDescent, Momentum
 from miras.bias import L1, L2, Dot, Huber, Lp, Robust
-from miras.memory import MLP
-from miras.retention import KL, Lq, NoRetention
+from miras.memory import MLP, SwiGLU
+from miras.retention import KL, Bregman, Lq, NoRetention
 from miras.retention import L2 as Decay
 from miras.rule import Rule
 
 SIZE = {"heads": 1, "d_k": 16}
 GD, MOMENTUM = GradientDescent(rate="input"), Momentum(rate="input")
-SMALL = MLP(expansion=1)
+SMALL, GATED = MLP(expansion=1), SwiGLU(expansion=1)
 
 # memory, bias, retention, algorithm, and whether gates are per channel: every choice that kernels know, once or more.
 COVERING = (
@@ -30,9 +32,22 @@ COVERING = (
     (MLP(expansion=1, norm=False), Huber(form="norm"), KL(), GD, True),
     (MLP(expansion=1, residual=False, norm=False), Huber(form="mixture", clip=True), Decay(), GD, False),
     (SMALL, Robust(), Decay(to="initial"), MOMENTUM, True),
+    (GATED, Huber(), Decay(to="initial"), GD, False),
+    (GATED, L2(), Lq(to="initial"), MOMENTUM, True),
+    (SwiGLU(expansion=2, norm=False), L1(), KL(), GD, False),
+    (SwiGLU(expansion=1, residual=False, norm=False), Dot(), NoRetention(), MOMENTUM, False),
+)
+# The same for links that the Triton engine alone has: of what kind, and where it acts.
+TRITON = (
+    (Rule(SMALL, L2(), Bregman(to="initial"), MOMENTUM, chunk=4), False),
+    (Rule(SMALL, L2(), Bregman(to="initial"), GD, chunk=4, link_at="token"), True),
+    (Rule(SMALL, L2(), Lq(), MOMENTUM, chunk=4, link_at="token"), False),
+    (Rule(SMALL, L2(), KL(to="initial"), GD, chunk=4, link_at="token", read_at="before"), True),
 )
 YAAD = Rule(SMALL, Huber(), Decay(to="initial"), GD, chunk=4)
 MOMENTARY = Rule(SMALL, L2(), KL(to="initial"), MOMENTUM, chunk=4)
+AT_TOKENS = replace(MOMENTARY, link_at="token")
+SWIGLU = Rule(GATED, Huber(), KL(to="initial"), MOMENTUM, chunk=4)
 
 
 def problem(rule, time, channels=False, batch=2):

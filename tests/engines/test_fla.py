@@ -238,7 +238,7 @@ def test_gates_per_value_channel_are_refused():
 
 def on_a_gpu(size):
     """As much of keys and values on a GPU as there is to see without one."""
-    return (SimpleNamespace(is_cuda=True, shape=(1, 1, 1, size)),) * 2
+    return (SimpleNamespace(is_cuda=True, device=SimpleNamespace(type="cuda"), shape=(1, 1, 1, size)),) * 2
 
 
 def test_on_a_gpu_it_stands_first_under_autocast(monkeypatch):

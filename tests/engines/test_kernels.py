@@ -6,9 +6,20 @@ import pytest
 import torch
 from cases import assert_same, assert_same_states, call
 from contract import EXACT
-from kernel_cases import COVERING, MOMENTARY, YAAD, assert_engine_is_the_loop, in_flight, problem
+from kernel_cases import (
+    AT_TOKENS,
+    COVERING,
+    MOMENTARY,
+    SWIGLU,
+    TRITON,
+    YAAD,
+    assert_engine_is_the_loop,
+    in_flight,
+    problem,
+)
 
 from miras.engines.native import build
+from miras.memory import MLP
 from miras.rule import Rule
 from miras.state import tensors
 
@@ -18,8 +29,19 @@ CASES = [
     pytest.param(engine, Rule(*axes, chunk=4), channels, id=f"{engine}-{i}", marks=[COMPILED] * (engine == "native"))
     for engine in ("native", "triton")
     for i, (*axes, channels) in enumerate(COVERING)
-    if engine == "triton" or not (channels and axes[3].slots)
+    if engine == "triton" or (isinstance(axes[0], MLP) and not (channels and axes[3].slots))
 ]
+CASES += [pytest.param("triton", *case, id=f"triton-own-{i}") for i, case in enumerate(TRITON)]
+NAMED = [
+    *(
+        pytest.param(engine, rule, id=f"{engine}-{name}", marks=[COMPILED] * (engine == "native"))
+        for engine in ("native", "triton")
+        for name, rule in {"yaad": YAAD, "momentary": MOMENTARY}.items()
+    ),
+    pytest.param("triton", AT_TOKENS, id="triton-token"),
+]
+CUTS = (), (3, 7)
+ALL_BUT_MOMENTARY = [case for case in NAMED if case.values[1] is not MOMENTARY]
 
 
 @pytest.mark.parametrize("engine, rule, channels", CASES)
@@ -29,9 +51,17 @@ def test_from_the_start(engine, rule, channels):
     assert_engine_is_the_loop(engine, rule, tokens, state, {**tokens.named(), **weights, **slow})
 
 
-@ENGINES
-@pytest.mark.parametrize("rule", [YAAD, MOMENTARY], ids=["yaad", "momentary"])
-@pytest.mark.parametrize("cuts", [(), (3, 7)], ids=str)
+@pytest.mark.parametrize(
+    "engine, rule, cuts",
+    [
+        *(
+            pytest.param(*case.values, cuts, id=f"{case.id}-{cuts}", marks=case.marks)
+            for case in NAMED
+            for cuts in CUTS
+        ),
+        pytest.param("triton", SWIGLU, CUTS[1], id="triton-swiglu"),
+    ],
+)
 def test_from_the_middle_of_a_chunk_cut_anywhere(engine, rule, cuts):
     tokens, weights, slow = problem(rule, 10)
     state = in_flight(rule, weights, slow)
@@ -40,18 +70,26 @@ def test_from_the_middle_of_a_chunk_cut_anywhere(engine, rule, cuts):
     assert_engine_is_the_loop(engine, rule, tokens, state, {**tokens.named(), **wrt}, cuts)
 
 
-@ENGINES
+PADDED = {
+    "right": {"mask": torch.arange(9) < torch.tensor([[9], [6]])},
+    "left": {"mask": torch.arange(9) >= torch.tensor([[3], [0]])},
+    "pack": {"cu_seqlens": torch.tensor([0, 3, 12, 18])},
+}
+
+
 @pytest.mark.parametrize(
-    "options",
+    "engine, rule, options",
     [
-        {"mask": torch.arange(9) < torch.tensor([[9], [6]])},
-        {"mask": torch.arange(9) >= torch.tensor([[3], [0]])},
-        {"cu_seqlens": torch.tensor([0, 3, 12, 18])},
+        *(
+            pytest.param(*case.values, options, id=f"{case.id}-{name}", marks=case.marks)
+            for case in ALL_BUT_MOMENTARY
+            for name, options in PADDED.items()
+        ),
+        pytest.param("triton", SWIGLU, PADDED["pack"], id="triton-swiglu-pack"),
     ],
-    ids=["right", "left", "pack"],
 )
-def test_padding_and_packs(engine, options):
-    rule, packed = YAAD, "cu_seqlens" in options
+def test_padding_and_packs(engine, rule, options):
+    packed = "cu_seqlens" in options
     tokens, weights, slow = problem(rule, 18 if packed else 9, batch=1 if packed else 2)
     found = []
     for name in ("recurrence", engine):
@@ -77,15 +115,15 @@ def test_nothing_is_mutated(engine):
     assert all(torch.equal(x, before[n]) for n, x in given.items())
 
 
-@ENGINES
-def test_float32_is_as_near_as_the_token_loop_in_float32(engine):
-    tokens, weights, slow = problem(YAAD, 16)
+@pytest.mark.parametrize("engine, rule", ALL_BUT_MOMENTARY)
+def test_float32_is_as_near_as_the_token_loop_in_float32(engine, rule):
+    tokens, weights, slow = problem(rule, 16)
     wrt = {**tokens.named(), **weights, **slow}
 
     def outcome(name, dtype):
         cast = tokens.map(lambda x: x.to(dtype))
-        state = YAAD.init(*({n: x.to(dtype) for n, x in part.items()} for part in (weights, slow)), batch=2)
-        y, _ = call(YAAD, cast, state, engine=name)
+        state = rule.init(*({n: x.to(dtype) for n, x in part.items()} for part in (weights, slow)), batch=2)
+        y, _ = call(rule, cast, state, engine=name)
         return [y, *torch.autograd.grad(y.square().sum(), list(wrt.values()))]
 
     exact, loop, ours = (

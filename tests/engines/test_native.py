@@ -6,7 +6,7 @@ import pytest
 import torch
 from cases import call
 from contract import assert_same_results, result
-from kernel_cases import GD, MOMENTARY, SMALL, YAAD, assert_engine_is_the_loop, in_flight, problem
+from kernel_cases import GD, MOMENTARY, SMALL, SWIGLU, YAAD, assert_engine_is_the_loop, in_flight, problem
 from torch.utils.flop_counter import FlopCounterMode
 
 import miras
@@ -16,7 +16,7 @@ from miras.engines.native import build
 from miras.engines.native import engine as native
 from miras.engines.native.scan import scan
 from miras.memory import MLP
-from miras.retention import KL, Lq
+from miras.retention import KL, Bregman, Lq
 from miras.retention import L2 as Decay
 from miras.rule import Rule
 from miras.state import tensors
@@ -117,12 +117,14 @@ def test_flops_are_those_of_the_formula():
     "rule, tokens, reason",
     [
         (Rule(SMALL, L2(), KL(), GD, chunk=1), None, "of two tokens at least"),
+        (SWIGLU, None, "an MLP of 2 layers without fast biases, not SwiGLU"),
         (Rule(SMALL, L2(), Lq(to="initial"), GD, chunk=4, link_at="token"), None, "link_at='chunk'"),
+        (Rule(SMALL, L2(), Bregman(), GD, chunk=4), None, "do not know the link"),
         (YAAD, (torch.zeros(1, 4, 1, 24),) * 2, "a multiple of 16 up to 256, not of 24 and 24"),
         (Rule(SMALL, L2(), Decay(), GD, chunk=1), (torch.zeros(1, 4, 1, 16),) * 2, "chosen"),
         (variants.yaad(), None, "chosen"),
     ],
-    ids=["one token", "token", "heads", "linear decay", "yaad"],
+    ids=["one token", "gated", "token", "logistic", "heads", "linear decay", "yaad"],
 )
 def test_it_says_why_not(rule, tokens, reason):
     assert reason in miras.explain(rule, tokens=tokens)["native"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import call
-from kernel_cases import GD, MOMENTUM, SMALL, YAAD, assert_engine_is_the_loop, problem
+from kernel_cases import GATED, GD, MOMENTUM, SMALL, SWIGLU, YAAD, assert_engine_is_the_loop, problem
 from torch.utils.flop_counter import FlopCounterMode
 
 import miras
@@ -22,7 +24,15 @@ from miras.retention import L2 as Decay
 from miras.rule import Rule
 
 
-@pytest.mark.parametrize("axes", [(SMALL, L2(), KL(to="initial"), MOMENTUM), (MLP(expansion=2), Huber(), Decay(), GD)])
+@pytest.mark.parametrize(
+    "axes",
+    [
+        (SMALL, L2(), KL(to="initial"), MOMENTUM),
+        (MLP(expansion=2), Huber(), Decay(), GD),
+        (SwiGLU(expansion=2), L2(), Decay(to="initial"), GD),
+    ],
+    ids=lambda axes: str(axes[0]),
+)
 def test_chunks_of_several_tiles_the_last_not_full(axes, monkeypatch):
     whole = learning.compiled_for
     monkeypatch.setattr(learning, "compiled_for", lambda *given: whole(*given) | {"TILE": 16, "LIMIT": 20})
@@ -46,20 +56,23 @@ def test_under_autocast_operands_are_rounded_and_states_are_not():
 @pytest.mark.slow
 def test_operators_keep_their_contract():
     """Schemas, fake tensors, autograd registration, under torch.compile: `torch.library.opcheck`."""
-    torch.library.opcheck(learn, arguments())
+    torch.library.opcheck(learn, arguments(SWIGLU))
 
 
-def test_flops_are_those_of_the_formula():
-    """Of P = 2 e d^2 entries a head 5 P a token forward (`miras/bench/flops.py`), the rest of 9 P being reads."""
-    given = arguments()
+@pytest.mark.parametrize("rule, products", [(YAAD, 5), (replace(YAAD, memory=GATED), 7)], ids=["MLP", "SwiGLU"])
+def test_flops_are_those_of_the_formula(rule, products):
+    """One of d^2 a token for each matrix forward, its pullback if it does not read the key, and its step
+    (`miras/bench/flops.py`); the rest is reads.
+    """
+    given = arguments(rule)
     with FlopCounterMode(display=False) as counter:
         learn(*given)
-    assert counter.get_total_flops() == 5 * 2 * 16 * 16 * 8
+    assert counter.get_total_flops() == products * 2 * 16 * 16 * 8
 
 
-def arguments():
+def arguments(rule):
     """Of `learn`: two chunks of 4 tokens, one head of 16."""
-    rule, found = YAAD, []
+    found = []
     tokens, weights, slow = problem(rule, 8, batch=1)
     original = engine.learn
     with pytest.MonkeyPatch.context() as patch:
@@ -74,11 +87,9 @@ def arguments():
 @pytest.mark.parametrize(
     "axes, reason",
     [
-        ({"memory": SwiGLU()}, "MLP of 2 layers"),
-        ({"memory": MLP(layers=3)}, "MLP of 2 layers"),
+        ({"memory": MLP(layers=3)}, "SwiGLU and for an MLP of 2 layers"),
         ({"bias": Custom()}, "do not know the gradient"),
         ({"retention": Lq(q=1.5)}, "do not know the link"),
-        ({"retention": KL(), "link_at": "token"}, "link_at='chunk'"),
         ({"algorithm": MiniBatch()}, "do not know MiniBatch"),
         ({"gradient_at": "decayed"}, "gradient_at='previous'"),
         ({"window": 2}, "window"),

@@ -9,11 +9,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from miras import algorithm, bias, memory, retention
 from miras.engines.triton import read as fused
-from miras.engines.unroll import Learned, Read, linearised, read_chunks
+from miras.engines.triton import read_each
+from miras.engines.unroll import Learned, Read, all_coefficients, linearised, read_chunks, steps
 from miras.rule import Rule, State
 from miras.weights import Outer
 
 D, CHUNKS, HEADS = 16, 2, 2
+
+
+GATED = memory.SwiGLU(expansion=2)
 
 
 def rule(mem=None, gate=None, learner=None, chunk=16, **frame) -> Rule:
@@ -25,16 +29,23 @@ def draw(*shape):
     return torch.randn(*shape, dtype=torch.float64).requires_grad_()
 
 
-def problem(r: Rule, d_k=D, d_v=D, aligned=True):
-    """Random chunks, with all that reads depend on as leaves: {name: tensor}, and what makes the arguments of them."""
+def problem(r: Rule, d_k=D, d_v=D, aligned=True, width=1):
+    """Random chunks, with all that reads depend on as leaves: {name: tensor}, and what makes the arguments of them.
+    Coefficients are random numbers, or with a link at every token those of random gates.
+    """
     leaves, chunk = r.leaves(d_k, d_v), r.chunk
     given = {"q": F.normalize(draw(CHUNKS, HEADS, chunk, d_k), dim=-1).detach().requires_grad_()}
     bases = 1 + r.algorithm.slots
+    if r.link_at == "token" and not linear(r):
+        for gate in r.retention.gates + r.algorithm.gates:
+            part = torch.rand(CHUNKS, HEADS, chunk, width, dtype=torch.float64) / 2
+            given[gate.name] = (-part if gate.name == "log_alpha" else part).requires_grad_()
     for n, leaf in leaves.items():
         shape = leaf.rows, leaf.cols
-        rows = draw(CHUNKS, HEADS, chunk, bases + chunk, 1).detach() / chunk
-        rows[..., bases:, 0] = rows[..., bases:, 0].tril(0 if r.read_at == "after" else -1)
-        given[f"rows {n}"] = rows.requires_grad_()
+        if r.link_at == "chunk" or linear(r):
+            rows = draw(CHUNKS, HEADS, chunk, bases + chunk, 1).detach() / chunk
+            rows[..., bases:, 0] = rows[..., bases:, 0].tril(0 if r.read_at == "after" else -1)
+            given[f"rows {n}"] = rows.requires_grad_()
         given |= {
             f"{part} {n}": draw(CHUNKS, HEADS, *shape).detach().mul_(leaf.std).requires_grad_()
             for part in ("dual", *range(1, bases))
@@ -51,6 +62,17 @@ def problem(r: Rule, d_k=D, d_v=D, aligned=True):
     return leaves, given
 
 
+def linear(r: Rule) -> bool:
+    return isinstance(r.retention, retention.EuclideanRetention)
+
+
+def reader(r: Rule):
+    """What is tested: a function with the arguments of `read_chunks`, and whether it takes them."""
+    if r.link_at == "chunk" or linear(r):
+        return fused.read, fused.serves
+    return lambda *given: read_each.read(*given[:3], given[3].q, given[4]), lambda *given: read_each.serves(*given[:3])
+
+
 def outputs(r: Rule, leaves, given, function):
     """What a function with the arguments of `read_chunks` makes of it."""
 
@@ -64,18 +86,21 @@ def outputs(r: Rule, leaves, given, function):
     state = State(dual, slots, origin, torch.zeros(CHUNKS, dtype=torch.int64), of("home"), slow)
     factors = {n: Outer(given[f"left {n}"], given[f"right {n}"]) for n in leaves}
     links = linearised(r, leaves, origin, of("home")) if r.link_at == "chunk" else {}
-    read = Read(given["q"], of("rows"))
-    return function(r, leaves, Learned(state, factors, links), read)
+    rows, each = of("rows"), ()
+    if not rows:
+        rows = {n: c.read for n, c in all_coefficients(r, leaves, given, None).items()}
+        each = () if function is read_chunks else (steps(r, leaves["w1"], given, None),)
+    return function(r, leaves, Learned(state, factors, links), Read(given["q"], rows), *each)
 
 
 def both(r: Rule, leaves, given):
     """Outputs of the kernels and of plain PyTorch."""
-    return [outputs(r, leaves, given, function) for function in (fused.read, read_chunks)]
+    return [outputs(r, leaves, given, function) for function in (reader(r)[0], read_chunks)]
 
 
 def assert_same_reads(r: Rule, **more):
     leaves, given = problem(r, **more)
-    assert outputs(r, leaves, given, fused.serves)
+    assert outputs(r, leaves, given, reader(r)[1])
     got, expected = both(r, leaves, given)
     assert_same(got, expected, 1e-10, "y")
     u = torch.randn_like(expected)
@@ -98,12 +123,37 @@ CASES = {
     "KL to the initial memory": rule(gate=retention.KL(to="initial"), learner=algorithm.Momentum()),
     "Lq": rule(gate=retention.Lq()),
     "Lq, mirror": rule(gate=retention.Lq(q=3.0, link="mirror", to="initial")),
+    "SwiGLU": rule(GATED, retention.L2(to="initial"), algorithm.Momentum(), chunk=11),
+    "SwiGLU, KL": rule(GATED, retention.KL(to="initial")),
 }
 
 
 @pytest.mark.parametrize("r", CASES.values(), ids=CASES)
 def test_reads_are_those_of_the_chunk_engine(r):
     assert_same_reads(r)
+
+
+AT_TOKENS = {
+    "KL": (rule(memory.MLP(expansion=2), retention.KL(to="initial"), chunk=5, link_at="token"), {}),
+    "KL, momentum": (rule(gate=retention.KL(), learner=algorithm.Momentum(), chunk=3, link_at="token"), {"width": D}),
+    "Lq": (rule(memory.MLP(expansion=1, norm=False), retention.Lq(to="initial"), chunk=5, link_at="token"), {}),
+    "Lq, mirror": (
+        rule(gate=retention.Lq(q=3.0, link="mirror"), chunk=3, link_at="token", read_at="before"),
+        {"width": D},
+    ),
+    "logistic, two sizes": (
+        rule(memory.MLP(residual=False, expansion=1), retention.Bregman(), chunk=3, link_at="token"),
+        {"d_k": 32},
+    ),
+}
+
+
+@pytest.mark.parametrize("r, more", AT_TOKENS.values(), ids=AT_TOKENS)
+def test_links_at_every_token_in_several_tiles_and_segments(r, more, monkeypatch):
+    monkeypatch.setattr(read_each, "TILE", 256)
+    monkeypatch.setattr(read_each, "SEGMENT", 2)
+    monkeypatch.setattr(read_each, "PROGRAMS", HEADS)  # one for both chunks
+    assert_same_reads(r, **more)
 
 
 def test_reads_where_a_chunk_began_in_an_earlier_call():
@@ -152,11 +202,33 @@ def test_the_operator_is_one_of_pytorch():
     def new(*shape):
         return torch.randn(1, 2, *shape, dtype=torch.float64, requires_grad=True)
 
-    factors = [new(4, 16), new(4, 16), new(4, 5), new(4, 5), *(new(4, 16) for _ in range(3))]  # q, k, rows, factors
-    matrices = [new(16, 16), new(16, 16)]
-    shared = [torch.randn(2, *shape).double().requires_grad_() for shape in ((16, 16), (16, 16), (16,), (16,))]
-    flat = [*factors, *matrices, *shared]
-    torch.library.opcheck(fused.fused, (flat, 1, True, True, "silu", torch.float64))
+    of_w1 = [new(4, 16), new(4, 5), new(4, 16), new(4, 16)]  # q, rows, factors
+    of_others = [*(new(4, 16) for _ in range(2)), *(new(4, 5) for _ in range(2)), *(new(4, 16) for _ in range(2))]
+    matrices = [new(16, 16) for _ in range(3)]
+    shared = [torch.randn(2, *shape).double().requires_grad_() for shape in (*[(16, 16)] * 3, (16,), (16,))]
+    flat = [*of_w1, *of_others, *matrices, *shared]
+    torch.library.opcheck(fused.fused, (flat, True, 1, True, True, "silu", torch.float64))
+
+
+def test_so_is_the_one_for_links_at_tokens():
+    r = rule(memory.MLP(expansion=1), retention.KL(to="initial"), chunk=2, link_at="token")
+    given = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(read_each, "fused", lambda *arguments: given.append(arguments) or arguments[0])
+        outputs(r, *problem(r), reader(r)[0])
+    tensors, *options = given[0]
+    torch.library.opcheck(read_each.fused, ([x.detach().requires_grad_() for x in tensors], *options))
+
+
+def test_flops_of_links_at_tokens_are_those_of_the_formula():
+    """Of P = 2 e d^2 entries a head 4 P a token: the gradient is added to the dual, and the query reads."""
+    r = rule(memory.MLP(expansion=1), retention.KL(), chunk=2, link_at="token")
+    leaves, given = problem(r)
+    with FlopCounterMode(display=False) as counter:
+        y = outputs(r, leaves, given, reader(r)[0])
+        assert counter.get_total_flops() == CHUNKS * HEADS * 2 * 4 * 2 * D * D
+        y.sum().backward()
+    assert counter.get_total_flops() == CHUNKS * HEADS * 2 * (12 + 6) * 2 * D * D
 
 
 def test_flops_are_those_of_the_products():
@@ -178,12 +250,12 @@ def test_flops_are_those_of_the_products():
     [
         rule(memory.MLP(layers=3)),
         rule(memory.MLP(bias=True)),
-        rule(memory.SwiGLU()),
-        rule(gate=retention.KL(), link_at="token"),
+        rule(memory.MLP(expansion=3), retention.KL(), link_at="token"),
+        rule(memory.SwiGLU(expansion=2), retention.KL(), link_at="token"),
         rule(window=3),
     ],
     ids=str,
 )
 def test_what_is_left_to_the_chunk_engine(r):
     leaves, given = problem(r)
-    assert not outputs(r, leaves, given, fused.serves)
+    assert not outputs(r, leaves, given, reader(r)[1])

@@ -9,13 +9,20 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from miras.engines.model import link_name, reasons
-from miras.engines.native import build
-from miras.engines.native.engine import run as run
-from miras.rule import Gates, Rule
+from miras.engines.model import link_name, memory_name, reasons
+from miras.engines.native import build, engine, linear
+from miras.layout import Layout
+from miras.memory import Linear
+from miras.rule import Gates, Rule, State
 
 # Channels of a head come in strips, and a row of them lies on the stack.
 STRIP, WIDEST = 16, 256
+
+
+def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:
+    """Same function as `recurrence`; arguments as of `chunk.run`."""
+    kernels = linear if isinstance(rule.memory, Linear) else engine
+    return kernels.run(rule, state, q, k, v, gates, where)
 
 
 def refuses(rule: Rule, gates: Gates | None = None, tokens: tuple[Tensor, Tensor] | None = None) -> str | None:
@@ -24,12 +31,10 @@ def refuses(rule: Rule, gates: Gates | None = None, tokens: tuple[Tensor, Tensor
 
 
 def _reasons(rule: Rule, gates: Gates | None, tokens: tuple[Tensor, Tensor] | None) -> Iterator[str]:
-    yield from reasons(rule)
-    if rule.link_at == "token" and link_name(rule) != "identity":
-        yield "its kernels have links at chunks only, of two tokens at least"
-    per_channel = gates and any(gates[gate.name].shape[-1] > 1 for gate in rule.retention.gates + rule.algorithm.gates)
-    if per_channel and (rule.algorithm.slots or rule.read_at == "before"):
-        yield "its kernels have gates per channel for gradient descent only, read after it"
+    if isinstance(rule.memory, Linear):
+        yield from linear.reasons(rule, gates)
+    else:
+        yield from _deep(rule, gates)
     if reason := build.missing():
         yield reason
     if tokens is None:
@@ -37,7 +42,23 @@ def _reasons(rule: Rule, gates: Gates | None, tokens: tuple[Tensor, Tensor] | No
     k, v = tokens
     if v.device.type != "cpu":
         yield "its kernels run on a CPU"
-    if (d := v.shape[-1]) != k.shape[-1] or d % STRIP or d > WIDEST:
-        yield f"its kernels are for heads of a multiple of {STRIP} up to {WIDEST}, not of {k.shape[-1]} and {d}"
+    sizes = {k.shape[-1], v.shape[-1]}
+    if any(d % STRIP or d > WIDEST for d in sizes) or (len(sizes) > 1 and not isinstance(rule.memory, Linear)):
+        yield (
+            f"its kernels are for heads of a multiple of {STRIP} up to {WIDEST}, not of {k.shape[-1]} and {v.shape[-1]}"
+        )
     if reason := build.missing(build.computed_in(v.dtype)):
         yield reason
+
+
+def _deep(rule: Rule, gates: Gates | None) -> Iterator[str]:
+    if memory_name(rule) != "mlp":
+        yield f"its kernels are for Linear and for an MLP of 2 layers without fast biases, not {rule.memory}"
+    yield from reasons(rule)
+    if rule.link_at == "token" and link_name(rule) != "identity":
+        yield "its kernels have links at chunks only, link_at='chunk', of two tokens at least"
+    if link_name(rule) == "logistic":
+        yield f"its kernels do not know the link of {rule.retention}"
+    per_channel = gates and any(gates[gate.name].shape[-1] > 1 for gate in rule.retention.gates + rule.algorithm.gates)
+    if per_channel and (rule.algorithm.slots or rule.read_at == "before"):
+        yield "its kernels have gates per channel for gradient descent only, read after it"

@@ -21,14 +21,15 @@
 #include <thread>
 
 #include "backwards.h"
+#include "linear.h"
 
 // Programs are shared out to threads as these become free.
-template <class Program> void run(const Call &call) {
+template <class Program, class Call> void run(const Call &call, void (Program::*way)(int64_t)) {
     std::atomic<int64_t> next{0};
     int64_t programs = call.sequences * call.heads;
     auto work = [&] {
         Program program(call);
-        for (int64_t i; (i = next++) < programs;) program.run(i);
+        for (int64_t i; (i = next++) < programs;) (program.*way)(i);
     };
     std::vector<std::thread> others;
     for (int64_t i = 1; i < std::min(call.threads, programs); i++) others.emplace_back(work);
@@ -36,5 +37,7 @@ template <class Program> void run(const Call &call) {
     for (auto &thread : others) thread.join();
 }
 
-extern "C" void scan_forwards(const Call *call) { run<Forwards>(*call); }
-extern "C" void scan_backwards(const Call *call) { run<Backwards>(*call); }
+extern "C" void scan_forwards(const Call *call) { run(*call, &Forwards::run); }
+extern "C" void scan_backwards(const Call *call) { run(*call, &Backwards::run); }
+extern "C" void linear_forwards(const LinearCall *call) { run(*call, &Linear::forwards); }
+extern "C" void linear_backwards(const LinearCall *call) { run(*call, &Linear::backwards); }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ NUMBERS = ("exponent", "sharpness", "q", "unit1", "unit2", "constant1", "constan
 COTANGENTS = tuple(f"from_{name}" for name in RESULTS[:5])
 GRADIENTS = tuple(f"to_{name}" for name in GIVEN)
 
+C = TypeVar("C", bound=ctypes.Structure)
+
 
 class Call(ctypes.Structure):
     """`Call` of scan.cpp."""
@@ -45,7 +47,6 @@ class Call(ctypes.Structure):
 
 
 def _call(model: str, every: int, tensors: Mapping[str, Tensor | None]) -> Call:
-    """The call, of contiguous tensors that the caller holds on to."""
     rule, k, start = Model.parse(model), tensors["k"], tensors["start1"]
     assert k is not None and start is not None
     sizes = (k.shape[0], start.shape[0], *k.shape[1:], start.shape[-1], start.shape[2] - 1)
@@ -55,7 +56,11 @@ def _call(model: str, every: int, tensors: Mapping[str, Tensor | None]) -> Call:
         *(BIASES.index(rule.bias), LINKS.index(rule.link)),
     )
     numbers = (rule.p, rule.sharpness, rule.q, rule.unit1, rule.unit2, rule.slope1, rule.slope2, rule.rate1, rule.rate2)
-    call = Call(*sizes, *widths, every, torch.get_num_threads(), *words, *numbers)
+    return point(Call(*sizes, *widths, every, torch.get_num_threads(), *words, *numbers), tensors)
+
+
+def point(call: C, tensors: Mapping[str, Tensor | None]) -> C:
+    """The call, with its pointers set to the tensors that there are and that the caller holds on to."""
     for name, x in tensors.items():
         if x is not None and x.numel():
             setattr(call, name, x.data_ptr())
@@ -116,7 +121,7 @@ def scan(
         what is kept for the way back. Empty tensors for what is not asked for.
     """
     given = [queries, k, v, gate, write, read, eta, start1, start2, origin1, origin2, home1, home2, gamma, beta]
-    tensors = dict(zip(GIVEN, map(_contiguous, given), strict=True))
+    tensors = dict(zip(GIVEN, map(contiguous, given), strict=True))
     made = _empty(k, start1, start2, last, model, steps, every)
     where = {"first": first, "count": count, "last": last}
     call = _call(model, every, where | tensors | dict(zip(RESULTS, made, strict=True)))
@@ -124,7 +129,8 @@ def scan(
     return made
 
 
-def _contiguous(x: Tensor | None) -> Tensor | None:
+def contiguous(x: Tensor | None) -> Tensor | None:
+    """The tensor as kernels read it, if there is one."""
     return None if x is None else x.contiguous()
 
 
@@ -159,12 +165,12 @@ def scan_backward(
     """The cotangents of `scan`'s tensors `given`, empty for those that are None, from those of its first five results,
     the last two empty if they were, and what it has kept; `where` are first, count and, if there is one, last.
     """
-    tensors = dict(zip(GIVEN, map(_contiguous, given), strict=True))
+    tensors = dict(zip(GIVEN, map(contiguous, given), strict=True))
     rows = tensors["start1"].shape[0]  # type: ignore[union-attr]
     shared = GIVEN[GIVEN.index("home1") :]
     shapes = {n: (rows, *x.shape) if n in shared else x.shape for n, x in tensors.items() if x is not None}
     to = {n: kept[0].new_empty(shape) for n, shape in shapes.items()}
-    above = dict(zip(COTANGENTS, map(_contiguous, cotangents), strict=True))
+    above = dict(zip(COTANGENTS, map(contiguous, cotangents), strict=True))
     made = {f"to_{n}": x for n, x in to.items()}
     placed = dict(zip(("first", "count", "last"), where, strict=False))
     call = _call(model, every, placed | tensors | dict(zip(KEPT, kept, strict=True)) | above | made)

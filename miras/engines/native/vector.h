@@ -45,6 +45,35 @@ inline real total(vec x) {
     return part[0];
 }
 
+// The totals of four vectors. Folded to four lanes each, they are added up side by side.
+typedef real quad __attribute__((vector_size(4 * sizeof(real))));
+#if defined(__clang__)
+#define MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef whole four __attribute__((vector_size(4 * sizeof(real))));
+#define MIX(a, b, ...) __builtin_shuffle(a, b, four{__VA_ARGS__})
+#endif
+
+inline quad fold(vec x) {
+    constexpr int PARTS = LANES / 4;
+    quad part[PARTS];
+    std::memcpy(part, &x, BYTES);
+    for (int width = PARTS / 2; width > 0; width /= 2)
+        for (int i = 0; i < width; i++) part[i] += part[i + width];
+    return part[0];
+}
+
+inline void totals(const vec *x, real *out) {
+    if constexpr (LANES < 4) {
+        for (int i = 0; i < 4; i++) out[i] = total(x[i]);
+    } else {
+        quad a = fold(x[0]), b = fold(x[1]), c = fold(x[2]), d = fold(x[3]);
+        quad ab = MIX(a, b, 0, 4, 1, 5) + MIX(a, b, 2, 6, 3, 7), cd = MIX(c, d, 0, 4, 1, 5) + MIX(c, d, 2, 6, 3, 7);
+        quad sums = MIX(ab, cd, 0, 1, 4, 5) + MIX(ab, cd, 2, 3, 6, 7);
+        std::memcpy(out, &sums, sizeof sums);
+    }
+}
+
 // A function of numbers, lane by lane: for what is rare.
 template <class Function> inline vec each(vec x, Function f) {
     for (int i = 0; i < LANES; i++) x[i] = f(x[i]);

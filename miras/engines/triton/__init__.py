@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miras.engines.model import reasons
+from miras.engines.model import memory_name, reasons
 from miras.rule import Gates, Rule, State
 
 # PyTorch for CPUs has no use of it but to be tested, and importing it takes a while.
@@ -41,6 +41,8 @@ def refuses(rule: Rule, gates: Gates | None = None, tokens: tuple[Tensor, Tensor
 
 
 def _reasons(rule: Rule, tokens: tuple[Tensor, Tensor] | None) -> Iterator[str]:
+    if not memory_name(rule):
+        yield f"its kernels are for SwiGLU and for an MLP of 2 layers without fast biases, not {rule.memory}"
     yield from reasons(rule)
     if rule.chunk > LONGEST:
         yield f"at chunks above {LONGEST} plain matrix products are as good"

@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from miras.engines.model import Model
 from miras.engines.programs import Programs, last_chunks, renewed, update_rows
 from miras.engines.ragged import in_order, reassemble
-from miras.engines.triton import read
+from miras.engines.triton import read, read_each
 from miras.engines.triton.learn import learn
-from miras.engines.unroll import Learned, Read, all_coefficients, linearised, read_chunks
+from miras.engines.unroll import Learned, Read, all_coefficients, linearised, read_chunks, steps
 from miras.gates import hole
 from miras.layout import Layout, grid
 from miras.rule import Gates, Rule, State
@@ -44,27 +44,25 @@ def _run(
     device = v.device.type
     cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else v.dtype
     first, count = Programs.of(cells, where.rows, torch.int32, v.device)
-    w1, w2 = ([start.dual[n], *start.slots[n]] for n in ("w1", "w2"))
-    found1, found2, left1, x, left2, _ = learn(
+    made = learn(
         keys,
         cells.slots(v),
         own[0] if own else None,
-        update_rows(found["w1"].write),  # both matrices have model channels, so they have the same
-        torch.stack(w1, 2),
-        torch.stack(w2, 2),
-        start.origin["w1"],
-        start.origin["w2"],
-        start.home.get("w1"),
-        start.home.get("w2"),
-        start.slow.get("norm_scale"),
-        start.slow.get("norm_shift"),
+        update_rows(found["w1"].write),  # all matrices have model channels, so they have the same
+        [torch.stack([start.dual[n], *start.slots[n]], 2) for n in leaves],
+        [start.origin[n] for n in leaves],
+        [start.home[n] for n in leaves if start.home],
+        [start.slow[n] for n in ("norm_scale", "norm_shift") if start.slow],
         first,
         count,
         str(Model.of(rule, leaves)),
         str(cast).removeprefix("torch."),
     )
-    (found1, end1), (found2, end2) = (f.split([keys.shape[0], where.rows]) for f in (found1, found2))
-    before, after = _state(start, found1, found2), _state(start, end1, end2)
+    states, lefts, x = made[: len(leaves)], made[len(leaves) : -2], made[-2]
+    before, after = (
+        _state(start, dict(zip(leaves, parts, strict=True)))
+        for parts in zip(*(f.split([keys.shape[0], where.rows]) for f in states), strict=True)
+    )
     if cells.keep is None:
         after = replace(after, origin=after.dual, aligned=True)
         before = replace(before, origin=before.dual)
@@ -74,13 +72,18 @@ def _run(
         origin = {n: torch.cat([o, before.dual[n][where.rows :]]) for n, o in start.origin.items()}
         before = replace(before, origin=origin)
     links = linearised(rule, leaves, before.origin, before.home) if rule.link_at == "chunk" else {}
-    learned = Learned(before, {"w1": Outer(left1, x), "w2": Outer(left2, keys)}, links)
+    grad = {n: Outer(left, x if n == "w1" else keys) for n, left in zip(leaves, lefts, strict=True)}
+    learned = Learned(before, grad, links)
     queries = Read(cells.slots(q), {n: c.read for n, c in found.items()})
-    reader = read.read if read.serves(rule, leaves, learned, queries) else read_chunks
-    return cells.tokens(reader(rule, leaves, learned, queries)), reassemble(cells, after, [])
+    if read_each.serves(rule, leaves, learned):
+        y = read_each.read(rule, leaves, learned, queries.q, steps(rule, leaves["w1"], gates, cells.keep))
+    else:
+        reader = read.read if read.serves(rule, leaves, learned, queries) else read_chunks
+        y = reader(rule, leaves, learned, queries)
+    return cells.tokens(y), reassemble(cells, after, [])
 
 
-def _state(state: State, *matrices: Tensor) -> State:
-    """A state with the dual and the slots of the two matrices, [..., H, 1 + S, o, i]."""
-    parts = {n: x.unbind(2) for n, x in zip(("w1", "w2"), matrices, strict=True)}
+def _state(state: State, matrices: dict[str, Tensor]) -> State:
+    """A state with other duals and slots, [..., H, 1 + S, o, i] of each matrix."""
+    parts = {n: x.unbind(2) for n, x in matrices.items()}
     return replace(state, dual={n: x[0] for n, x in parts.items()}, slots={n: x[1:] for n, x in parts.items()})

@@ -40,7 +40,7 @@ def statistics(
     """What the link needs of a matrix with the strides ACROSS of the hidden axis and ALONG of the channels."""
     at = tl.arange(0, D)[:, None] * ALONG + tl.arange(0, BLOCK)[None, :] * ACROSS
     total = tl.zeros((D,), dual.dtype.element_ty)
-    if MODEL.link == "identity":
+    if MODEL.link == "identity" or MODEL.link == "logistic":
         return total, total
     elif MODEL.link == "kl":
         top = total - float("inf")
@@ -54,8 +54,25 @@ def statistics(
         for begin in range(0, HIDDEN, BLOCK):
             tile = full(dual, home, at + begin * ACROSS, MODEL)
             total += tl.sum(power(tile * tile, MODEL.q / 2), 1)
-        mean = tl.zeros_like(total) + tl.sum(total, 0) / (D * HIDDEN * UNIT**MODEL.q) + EPS
-        return mean, power(mean, (2 - MODEL.q) / MODEL.q)
+        return whole(tl.zeros_like(total) + tl.sum(total, 0), D, HIDDEN, UNIT, MODEL)
+
+
+@triton.jit
+def whole(total, D: tl.constexpr, HIDDEN: tl.constexpr, UNIT: tl.constexpr, MODEL: tl.constexpr):
+    """Of Lq, from the sum of |F|^q over a whole matrix."""
+    mean = total / (D * HIDDEN * UNIT**MODEL.q) + EPS
+    return mean, power(mean, (2 - MODEL.q) / MODEL.q)
+
+
+@triton.jit
+def of_rows(full, UNIT: tl.constexpr, MODEL: tl.constexpr):
+    """`statistics` of a tile's channels, with their whole hidden axis in it; of Lq such that W has yet to be scaled."""
+    if MODEL.link == "kl":
+        top = tl.max(full, 1)
+        return top, UNIT / tl.sum(tl.exp(full - top[:, None]), 1)
+    else:
+        one = tl.full([full.shape[0]], 1.0, full.dtype)
+        return one, one
 
 
 @triton.jit
@@ -65,6 +82,8 @@ def weight(full, first, second, UNIT: tl.constexpr, MODEL: tl.constexpr):
         return full
     elif MODEL.link == "kl":
         return tl.exp(full - first[:, None]) * second[:, None]
+    elif MODEL.link == "logistic":
+        return tl.sigmoid(full / UNIT) * (4 * UNIT)
     elif MODEL.link == "lq_paper":
         return full * second[:, None]
     else:
@@ -84,11 +103,16 @@ def weight_back(
     UNIT: tl.constexpr,
     MODEL: tl.constexpr,
 ):
-    """The cotangent of a tile of F from that of W and from <cotangent, W> along the hidden axis, inner [D]."""
+    """The cotangent of a tile of F from that of W and from <cotangent, W> along the hidden axis, inner [D]; of Lq only
+    their sum over the channels counts.
+    """
     if MODEL.link == "identity":
         return cotangent
     elif MODEL.link == "kl":
         return weight(full, first, second, UNIT, MODEL) * (cotangent - inner[:, None] / UNIT)
+    elif MODEL.link == "logistic":
+        share = tl.sigmoid(full / UNIT)
+        return cotangent * share * (1 - share) * 4
     else:
         # W = factor(mean |F / s|^q) F (..): through F itself, and through the factor.
         square = full * full

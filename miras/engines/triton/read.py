@@ -1,14 +1,15 @@
-"""Reads in many chunks at once, fused: those of a two-layer MLP memory whose gates are one number per head.
+"""Reads in many chunks at once, fused: those of a memory of two layers whose gates are one number per head.
 
 For every chunk and head, its tokens t and the tokens s that it learned from,
 
     W2_t = sum_j c_tj B2_j (+ home2) + sum_{s <= t} w_ts left2_s k_s^T      W1_t likewise, right1_s instead of k_s
     a_t = W2_t q_t,   z_t = W1_t s(a_t),   y_t = (q_t +) scale (.) norm(z_t) + shift
 
-and no W_t is written out: the kernels go over blocks of the hidden axis, whose activations stay on chip, and products
-of C x C scores take the place of the sums over s. The way back computes them again; only z is kept for it. The linear
-form of a link within a chunk, `Linearised`, is a sum of the same kind: link(O) is a base whose coefficient is 1, and
-slope and mean are in the bases and factors before they come here, by autograd.
+or, with a gate, W3_t likewise, b_t = W3_t q_t and z_t = W1_t (s(b_t) (.) a_t); and no W_t is written out: the kernels
+go over blocks of the hidden axis, whose activations stay on chip, and products of C x C scores take the place of the
+sums over s. The way back computes them again; only z is kept for it. The linear form of a link within a chunk,
+`Linearised`, is a sum of the same kind: link(O) is a base whose coefficient is 1, and slope and mean are in the bases
+and factors before they come here, by autograd.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from miras.engines.model import memory_name
 from miras.engines.triton.parts import OPERANDS
 from miras.engines.triton.read_kernels import (
     Given,
@@ -31,7 +33,7 @@ from miras.engines.triton.read_kernels import (
     read_forward,
 )
 from miras.engines.unroll import Learned, Read, read_weight
-from miras.memory import MLP
+from miras.memory import MLP, SwiGLU
 from miras.retention import EuclideanRetention
 from miras.rule import Rule
 from miras.weights import COLUMNS, ROWS, Leaf, Linearised, Unrolled, Weight
@@ -47,6 +49,7 @@ class Problem:
     d_k: int
     d_v: int
     hidden: int
+    gated: bool
     bases: int
     home: bool
     norm: bool
@@ -59,7 +62,7 @@ class Problem:
         """That of some tensors."""
         chunk, d_k = given.q.shape[-2:]
         d_v, hidden = given.left1.shape[-1], given.right1.shape[-1]
-        kind = len(given.bases1), bool(given.homes), bool(given.affine)
+        kind = len(given.keys) > 1, len(given.bases1), bool(given.homes), bool(given.affine)
         return cls(chunk, d_k, d_v, hidden, *kind, residual, activation, OPERANDS[operands])
 
     @property
@@ -97,32 +100,39 @@ def tiling(kernel: Any, problem: Problem) -> Tiling:
         rows = 32 if tokens > 64 else rows
         block = 32 if tokens <= 32 < d or d <= 64 == tokens else 16
     elif kernel is read_back_hidden and tokens != 64:
-        block = 16
+        rows, block = 32 if problem.gated and d <= 64 < tokens else rows, 16
     # A power of two that divides the hidden axis.
     return Tiling(rows, min(block, problem.hidden & -problem.hidden), warps)
 
 
 def _launch(kernel: Any, problem: Problem, given: Given, *tensors: Any) -> None:
     cut, (chunks, heads) = tiling(kernel, problem), given.q.shape[:2]
-    grid = chunks * heads, problem.tokens // cut.rows, 4 if kernel is read_back_over_tokens else 1
+    grid = chunks * heads, problem.tokens // cut.rows, 4 + problem.gated if kernel is read_back_over_tokens else 1
     kernel[grid](given, *tensors, heads, problem, cut, num_warps=cut.warps, num_stages=1)
 
 
 @torch.library.custom_op("miras::read", mutates_args=())
 def fused(
-    tensors: Sequence[Tensor], bases: int, home: bool, residual: bool, activation: str, operands: torch.dtype
+    tensors: Sequence[Tensor],
+    gated: bool,
+    bases: int,
+    home: bool,
+    residual: bool,
+    activation: str,
+    operands: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Outputs y and, for the way back, z, [M, H, C, d_v]: see the module.
 
     Args:
         tensors: `Given.flat`.
+        gated: whether there is a W3.
         bases: J.
         home: whether there are homes.
         residual: whether q is added.
         activation: of `miras.memory.activation`.
         operands: what operands of products are rounded to. Sums are in float32, or in float64.
     """
-    given = Given.of([x.contiguous() for x in tensors], bases, home)
+    given = Given.of([x.contiguous() for x in tensors], gated, bases, home)
     problem = Problem.of(given, residual, activation, operands)
     y, z = (torch.empty_like(given.left1, dtype=_sums(operands)) for _ in range(2))
     _launch(read_forward, problem, given, y, z)
@@ -130,8 +140,8 @@ def fused(
 
 
 @fused.register_fake
-def _(tensors, bases, home, residual, activation, operands):
-    left1 = Given.of(tensors, bases, home).left1
+def _(tensors, gated, bases, home, residual, activation, operands):
+    left1 = Given.of(tensors, gated, bases, home).left1
     y, z = (left1.new_empty(left1.shape, dtype=_sums(operands)) for _ in range(2))
     return y, z
 
@@ -146,6 +156,7 @@ def fused_backward(
     grad_y: Tensor,
     z: Tensor,
     tensors: Sequence[Tensor],
+    gated: bool,
     bases: int,
     home: bool,
     residual: bool,
@@ -153,28 +164,27 @@ def fused_backward(
     operands: torch.dtype,
 ) -> list[Tensor]:
     """The cotangents of `fused`'s tensors, from that of y."""
-    given = Given.of([x.contiguous() for x in tensors], bases, home)
+    given = Given.of([x.contiguous() for x in tensors], gated, bases, home)
     problem, (chunks, heads) = Problem.of(given, residual, activation, operands), given.q.shape[:2]
     parts, sums = problem.tokens // tiling(read_back_hidden, problem).rows, _sums(operands)
-    to_bases = [tuple(torch.empty_like(x, dtype=sums) for x in xs) for xs in (given.bases1, given.bases2)]
-    to_affine = tuple(z.new_empty(parts * chunks, *x.shape) for x in given.affine)
-    to = Given._make([*(torch.empty_like(x, dtype=sums) for x in given[:7]), *to_bases, (), to_affine])
-    widths = problem.d_v, problem.hidden, problem.hidden
-    grad_z, x, grad_a = (z.new_empty(heads, chunks * problem.chunk, n, dtype=operands) for n in widths)
-    scores = tuple(z.new_empty(chunks, heads, problem.chunk, problem.chunk) for _ in range(2))
-    between, grad_y = (grad_z, x, grad_a), grad_y.contiguous()
+    to = Given.of([torch.empty_like(x, dtype=sums) for x in tensors], gated, bases, home)
+    to = to._replace(homes=(), affine=tuple(z.new_empty(parts * chunks, *x.shape) for x in given.affine))
+    widths = problem.d_v, problem.hidden, *(problem.hidden for _ in given.keys)
+    grad_z, x, *inner = (z.new_empty(heads, chunks * problem.chunk, n, dtype=operands) for n in widths)
+    scores = tuple(z.new_empty(chunks, heads, problem.chunk, problem.chunk) for _ in (1, *given.keys))
+    between, grad_y = (grad_z, x, tuple(inner)), grad_y.contiguous()
     _launch(read_back_hidden, problem, given, grad_y, z, between, to.affine)
     _launch(read_back_over_hidden, problem, given, grad_y, between, scores, to)
     _launch(read_back_over_tokens, problem, given, between, scores, to)
     if home:
         queries = given.q.to(operands).transpose(0, 1).flatten(1, 2)
-        to = to._replace(homes=(grad_z.mT @ x, grad_a.mT @ queries))
+        to = to._replace(homes=(grad_z.mT @ x, *(to_a.mT @ queries for to_a in inner)))
     to = to._replace(affine=tuple(x.sum(0) for x in to.affine))
     return [x.to(like.dtype) for x, like in zip(to.flat, tensors, strict=True)]
 
 
 @fused_backward.register_fake
-def _(grad_y, z, tensors, bases, home, residual, activation, operands):
+def _(grad_y, z, tensors, *options):
     return [x.new_empty(x.shape) for x in tensors]
 
 
@@ -195,18 +205,22 @@ fused.register_autograd(_back, setup_context=_keep)
 
 
 @register_flop_formula(torch.ops.miras.read)
-def _flops(tensors: Any, bases: int, home: bool, *_: Any, **_more: Any) -> int:
+def _flops(tensors: Any, gated: bool, bases: int, home: bool, *_: Any, **_more: Any) -> int:
     """Scores are counted in full, as products compute them."""
-    (m, h, c, d_k), d_v, hidden = tensors[0], tensors[4][-1], tensors[5][-1]
-    return 2 * m * h * c * ((bases + home) * hidden * (d_k + d_v) + c * (d_k + d_v + 2 * hidden))
+    (m, h, c, d_k), d_v, hidden = tensors[0], tensors[2][-1], tensors[3][-1]
+    inner = (bases + home) * hidden * d_k + c * (d_k + hidden)
+    return 2 * m * h * c * ((bases + home) * hidden * d_v + c * (hidden + d_v) + (1 + gated) * inner)
 
 
 @register_flop_formula(torch.ops.miras.read_backward)
-def _flops_backward(grad_y: Any, z: Any, tensors: Any, bases: int, home: bool, *_: Any, **_more: Any) -> int:
+def _flops_backward(
+    grad_y: Any, z: Any, tensors: Any, gated: bool, bases: int, home: bool, *_: Any, **_more: Any
+) -> int:
     """Twice those forward, and the hidden layer, the scores and, for c_tj, the outputs again."""
-    (m, h, c, d_k), d_v, hidden = tensors[0], tensors[4][-1], tensors[5][-1]
-    again = hidden * ((bases + home) * d_k + bases * d_v) + c * (2 * d_k + d_v + 2 * hidden)
-    return 2 * _flops(tensors, bases, home) + 2 * m * h * c * again
+    (m, h, c, d_k), d_v, hidden = tensors[0], tensors[2][-1], tensors[3][-1]
+    again = hidden * bases * d_v + c * (d_v + hidden)
+    inner = hidden * (bases + home) * d_k + c * (2 * d_k + hidden)
+    return 2 * _flops(tensors, gated, bases, home) + 2 * m * h * c * (again + (1 + gated) * inner)
 
 
 # -- the seam to the engines ------------------------------------------------------------------------------------------
@@ -214,8 +228,7 @@ def _flops_backward(grad_y: Any, z: Any, tensors: Any, bases: int, home: bool, *
 
 def serves(rule: Rule, leaves: dict[str, Leaf], learned: Learned, read: Read) -> bool:
     """Whether `read` can take the place of `unroll.read_chunks`."""
-    memory = rule.memory
-    if not (isinstance(memory, MLP) and memory.layers == 2 and not memory.bias and rule.window == 1):
+    if not memory_name(rule) or rule.window > 1:
         return False
     linear = rule.link_at == "chunk" or isinstance(rule.retention, EuclideanRetention)
     per_head = all(isinstance(rows, Tensor) and rows.shape[-1] == 1 for rows in read.coefficients.values())
@@ -227,19 +240,21 @@ def serves(rule: Rule, leaves: dict[str, Leaf], learned: Learned, read: Read) ->
 def read(rule: Rule, leaves: dict[str, Leaf], learned: Learned, read: Read) -> Tensor:
     """See `unroll.read_chunks`: the same, fused."""
     memory = rule.memory
-    assert isinstance(memory, MLP)
-    w1, w2 = (
-        _terms(read_weight(rule, leaves[n], learned, n, read.coefficients[n]), read.coefficients[n])
-        for n in ("w1", "w2")
+    assert isinstance(memory, MLP | SwiGLU)
+    w1, *inner = (
+        _terms(read_weight(rule, leaf, learned, n, read.coefficients[n]), read.coefficients[n])
+        for n, leaf in leaves.items()
     )
     slow, device = learned.before.slow, read.q.device.type
     affine = [slow["norm_scale"], slow["norm_shift"]] if memory.norm else []
     cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else w1.left.dtype
     given = Given(
-        read.q, w2.right, w1.coef, w2.coef, w1.left, w1.right, w2.left,
-        w1.bases, w2.bases, [*w1.home, *w2.home], affine,
+        read.q, w1.coef, w1.left, w1.right,
+        [w.right for w in inner], [w.coef for w in inner], [w.left for w in inner],
+        w1.bases, [base for w in inner for base in w.bases], [home for w in (w1, *inner) for home in w.home], affine,
     )  # fmt: skip
-    return fused(given.flat, len(w1.bases), bool(w1.home), memory.residual, memory.activation, cast)[0]
+    kind = len(inner) > 1, len(w1.bases), bool(w1.home), memory.residual
+    return fused(given.flat, *kind, memory.activation, cast)[0]
 
 
 class _Terms(NamedTuple):

@@ -2,7 +2,7 @@
 
 `P` is the `Problem` and `CUT` the `Tiling` that a kernel is compiled for; t are the numbers of tokens that read, s of
 those that were learned from. What all cotangents are sums of lies between the backward kernels: the cotangent of z,
-x = s(a) and the cotangent of a, [H, M C, .], as operands.
+x, the cotangent of a and, gated, that of b, [H, M C, .], as operands.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportGeneralTypeIssues=false
@@ -35,25 +35,25 @@ class Given(NamedTuple):
 
     Attributes:
         q: queries [M, H, C, d_k].
-        k: keys that the chunk learned from, likewise.
         coef1: of W1, c_tj for its J bases and w_ts beside it, [M, H, C, J + C]; w above the diagonal is not looked at.
-        coef2: likewise of W2.
         left1: [M, H, C, d_v].
         right1: [M, H, C, hidden].
-        left2: [M, H, C, hidden].
+        keys: of W2 and, gated, of W3, [M, H, C, d_k] each: the slope of a link scales them differently.
+        coefs: of W2 and W3, like `coef1`.
+        lefts: of W2 and W3, [M, H, C, hidden].
         bases1: J matrices [M, H, d_v, hidden].
-        bases2: J matrices [M, H, hidden, d_k].
-        homes: of W1 and W2, [H, o, i], or nothing.
+        bases2: J matrices [M, H, hidden, d_k] of W2, then J of W3.
+        homes: of W1, W2 and W3, [H, o, i], or nothing.
         affine: scale and shift of the norm, [H, d_v], or nothing where there is no norm.
     """
 
     q: Any
-    k: Any
     coef1: Any
-    coef2: Any
     left1: Any
     right1: Any
-    left2: Any
+    keys: Sequence[Any]
+    coefs: Sequence[Any]
+    lefts: Sequence[Any]
     bases1: Sequence[Any]
     bases2: Sequence[Any]
     homes: Sequence[Any]
@@ -62,14 +62,15 @@ class Given(NamedTuple):
     @property
     def flat(self) -> list[Any]:
         """As operators take it."""
-        return [*self[:7], *self.bases1, *self.bases2, *self.homes, *self.affine]
+        return [*self[:4], *(x for xs in self[4:] for x in xs)]
 
     @classmethod
-    def of(cls, flat: Sequence[Any], bases: int, home: bool) -> Given:
+    def of(cls, flat: Sequence[Any], gated: bool, bases: int, home: bool) -> Given:
         """The reverse."""
-        rest = iter(flat[7:])
-        lists = [tuple(next(rest) for _ in range(count)) for count in (bases, bases, 2 * home)]
-        return cls._make([*flat[:7], *lists, tuple(rest)])
+        rest, inner = iter(flat[4:]), 1 + gated
+        counts = (inner, inner, inner, bases, inner * bases, (1 + inner) * home)
+        lists = [tuple(next(rest) for _ in range(count)) for count in counts]
+        return cls._make([*flat[:4], *lists, tuple(rest)])
 
 
 # -- a chunk's own ----------------------------------------------------------------------------------------------------
@@ -80,12 +81,12 @@ def _of_chunk(given, here, P: tl.constexpr):
     """`Given` or its cotangents, of one chunk and head; homes and affine are left as they are."""
     return Given(
         given.q + here * P.chunk * P.d_k,
-        given.k + here * P.chunk * P.d_k,
         given.coef1 + here * P.chunk * (P.bases + P.chunk),
-        given.coef2 + here * P.chunk * (P.bases + P.chunk),
         given.left1 + here * P.chunk * P.d_v,
         given.right1 + here * P.chunk * P.hidden,
-        given.left2 + here * P.chunk * P.hidden,
+        [keys + here * P.chunk * P.d_k for keys in given.keys],
+        [coef + here * P.chunk * (P.bases + P.chunk) for coef in given.coefs],
+        [left + here * P.chunk * P.hidden for left in given.lefts],
         [base + here * P.hidden * P.d_v for base in given.bases1],
         [base + here * P.hidden * P.d_k for base in given.bases2],
         given.homes,
@@ -95,10 +96,11 @@ def _of_chunk(given, here, P: tl.constexpr):
 
 @triton.jit
 def _between(between, here, heads, P: tl.constexpr):
-    """The cotangent of z, x and the cotangent of a, of one chunk and head."""
+    """The cotangent of z, x and the cotangents of a and b, of one chunk and head."""
     across = (tl.program_id(0) % heads).to(tl.int64) * (tl.num_programs(0) // heads) + here // heads
-    to_z, x, to_a = between
-    return to_z + across * P.chunk * P.d_v, x + across * P.chunk * P.hidden, to_a + across * P.chunk * P.hidden
+    to_z, x, inner = between
+    wide = across * P.chunk * P.hidden
+    return to_z + across * P.chunk * P.d_v, x + wide, [to_a + wide for to_a in inner]
 
 
 @triton.jit
@@ -127,16 +129,24 @@ def _scores(a, b, t, s, D: tl.constexpr, SOME: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def _hidden(given, queries, scores, t, s, h, head, P: tl.constexpr):
-    """A block of a_t."""
+def _with_keys(of, m: tl.constexpr, t, s, SOME: tl.constexpr, P: tl.constexpr):
+    """Scores of queries t with the keys s of W2, or of W3 for m = 1, weighted."""
+    scores = _scores(of.q, of.keys[m], t, s, P.d_k, SOME, P)
+    scores *= _lower(of.coefs[m] + P.bases, t[:, None], s[None, :], P.bases + P.chunk, P)
+    return operand(scores, P.operand)
+
+
+@triton.jit
+def _hidden(of, m: tl.constexpr, queries, scores, t, s, h, head, P: tl.constexpr):
+    """A block of a_t, or of b_t for m = 1."""
     i = tl.arange(0, P.d_k)
-    a = product(scores, rows(given.left2, s, h, P.hidden, P.limit), P.operand, P.sum)
+    a = product(scores, rows(of.lefts[m], s, h, P.hidden, P.limit), P.operand, P.sum)
     if P.home:
-        home = rows(given.homes[1] + head * P.hidden * P.d_k, h, i, P.d_k, 0)
+        home = rows(of.homes[1 + m] + head * P.hidden * P.d_k, h, i, P.d_k, 0)
         a = add_product(a, queries, tl.trans(home), P.operand)
-    for j in tl.static_range(len(given.bases1)):
-        part = product(queries, tl.trans(rows(given.bases2[j], h, i, P.d_k, 0)), P.operand, P.sum)
-        a += _coefficient(given.coef2, t[:, None], j, P) * part
+    for j in tl.static_range(len(of.bases1)):
+        base = rows(of.bases2[m * P.bases + j], h, i, P.d_k, 0)
+        a += _coefficient(of.coefs[m], t[:, None], j, P) * product(queries, tl.trans(base), P.operand, P.sum)
     return a
 
 
@@ -149,14 +159,19 @@ def read_forward(given, y, z, heads, P: tl.constexpr, CUT: tl.constexpr):
     WIDTH: tl.constexpr = P.bases + P.chunk
     y, z, of = y + here * P.chunk * P.d_v, z + here * P.chunk * P.d_v, _of_chunk(given, here, P)
 
-    scores2 = _scores(of.q, of.k, t, s, P.d_k, min(P.d_k, 64), P)
-    scores2 = operand(scores2 * _lower(of.coef2 + P.bases, t[:, None], s[None, :], WIDTH, P), P.operand)
+    scores2 = _with_keys(of, 0, t, s, min(P.d_k, 64), P)
+    if P.gated:
+        scores3 = _with_keys(of, 1, t, s, min(P.d_k, 64), P)
     queries = operand(tokens(of.q, t, P.limit, P.d_k, P.d_k), P.operand)
     scores1 = tl.full([CUT.rows, P.tokens], 0.0, P.sum)
     total = tl.full([CUT.rows, P.d_v], 0.0, P.sum)
     for begin in range(0, P.hidden, CUT.block):
         h = begin + tl.arange(0, CUT.block)
-        x = activation(_hidden(of, queries, scores2, t, s, h, head, P), P.activation)
+        a = _hidden(of, 0, queries, scores2, t, s, h, head, P)
+        if P.gated:
+            x = activation(_hidden(of, 1, queries, scores3, t, s, h, head, P), P.activation) * a
+        else:
+            x = activation(a, P.activation)
         scores1 = add_product(scores1, x, tl.trans(rows(of.right1, s, h, P.hidden, P.limit)), P.operand)
         if P.home:
             home = rows(of.homes[0] + head * P.hidden * P.d_v, o, h, P.hidden, 0)
@@ -191,7 +206,7 @@ def read_back_hidden(given, grad_y, z, between, to_affine, heads, P: tl.constexp
     o = tl.arange(0, P.d_v)
     WIDTH: tl.constexpr = P.bases + P.chunk
     of = _of_chunk(given, here, P)
-    grad_z, x, grad_a = _between(between, here, heads, P)
+    grad_z, x, inner = _between(between, here, heads, P)
 
     to_z = tokens(grad_y + here * P.chunk * P.d_v, t, P.limit, P.d_v, P.d_v).to(P.sum)
     if P.norm:
@@ -204,13 +219,18 @@ def read_back_hidden(given, grad_y, z, between, to_affine, heads, P: tl.constexp
     save_tokens(grad_z, t, to_z, P.limit, P.d_v, P.d_v)
     to_scores1 = product(to_z, tl.trans(tokens(of.left1, s, P.limit, P.d_v, P.d_v)), P.operand, P.sum)
     to_scores1 = operand(to_scores1 * _lower(of.coef1 + P.bases, t[:, None], s[None, :], WIDTH, P), P.operand)
-    scores2 = _scores(of.q, of.k, t, s, P.d_k, min(P.d_k, 32), P)
-    scores2 = operand(scores2 * _lower(of.coef2 + P.bases, t[:, None], s[None, :], WIDTH, P), P.operand)
+    scores2 = _with_keys(of, 0, t, s, min(P.d_k, 32), P)
+    if P.gated:
+        scores3 = _with_keys(of, 1, t, s, min(P.d_k, 32), P)
     queries = operand(tokens(of.q, t, P.limit, P.d_k, P.d_k), P.operand)
     for begin in range(0, P.hidden, CUT.block):
         h = begin + tl.arange(0, CUT.block)
-        a = _hidden(of, queries, scores2, t, s, h, head, P)
-        save_rows(x, t, h, activation(a, P.activation), P.hidden, P.limit)
+        a = _hidden(of, 0, queries, scores2, t, s, h, head, P)
+        if P.gated:
+            b = _hidden(of, 1, queries, scores3, t, s, h, head, P)
+            save_rows(x, t, h, activation(b, P.activation) * a, P.hidden, P.limit)
+        else:
+            save_rows(x, t, h, activation(a, P.activation), P.hidden, P.limit)
         to_x = product(to_scores1, rows(of.right1, s, h, P.hidden, P.limit), P.operand, P.sum)
         if P.home:
             home = rows(of.homes[0] + head * P.hidden * P.d_v, o, h, P.hidden, 0)
@@ -218,7 +238,11 @@ def read_back_hidden(given, grad_y, z, between, to_affine, heads, P: tl.constexp
         for j in tl.static_range(len(of.bases1)):
             part_j = product(to_z, rows(of.bases1[j], o, h, P.hidden, 0), P.operand, P.sum)
             to_x += _coefficient(of.coef1, t[:, None], j, P) * part_j
-        save_rows(grad_a, t, h, to_x * slope(a, P.activation), P.hidden, P.limit)
+        if P.gated:
+            save_rows(inner[0], t, h, to_x * activation(b, P.activation), P.hidden, P.limit)
+            save_rows(inner[1], t, h, to_x * slope(b, P.activation) * a, P.hidden, P.limit)
+        else:
+            save_rows(inner[0], t, h, to_x * slope(a, P.activation), P.hidden, P.limit)
 
 
 @triton.jit
@@ -245,31 +269,33 @@ def _over_hidden(
 @triton.jit
 def read_back_over_hidden(given, grad_y, between, scores, to, heads, P: tl.constexpr, CUT: tl.constexpr):
     """Sums over the hidden axis: cotangents of c_tj, of q as far as it does not go by scores, and, as `scores`, the
-    scores of W1 and the cotangents of those of W2, [M, H, C, C], without weights.
+    scores of W1 and the cotangents of those of W2 and W3, [M, H, C, C], without weights.
     """
     here, head = tl.program_id(0).to(tl.int64), tl.program_id(0) % heads
     t, s = tl.program_id(1) * CUT.rows + tl.arange(0, CUT.rows), tl.arange(0, P.tokens)
     of, to = _of_chunk(given, here, P), _of_chunk(to, here, P)
-    grad_z, x, grad_a = _between(between, here, heads, P)
+    grad_z, x, inner = _between(between, here, heads, P)
     WIDTH: tl.constexpr = P.bases + P.chunk
     at = here * P.chunk * P.chunk + t[:, None] * P.chunk + s[None, :]
     lower = (s[None, :] <= t[:, None]) & (t[:, None] < P.chunk)
 
     tl.store(scores[0] + at, _over_hidden(x, of.right1, t, P.tokens, False, P.limit, P, CUT), mask=lower)
-    tl.store(scores[1] + at, _over_hidden(grad_a, of.left2, t, P.tokens, False, P.limit, P, CUT), mask=lower)
+    for m in tl.static_range(len(of.lefts)):
+        to_scores = _over_hidden(inner[m], of.lefts[m], t, P.tokens, False, P.limit, P, CUT)
+        tl.store(scores[1 + m] + at, to_scores, mask=lower)
     for j in tl.static_range(len(of.bases1)):
         part = _over_hidden(x, of.bases1[j], t, P.d_v, False, 0, P, CUT)
         to_c = tl.sum(part * tokens(grad_z, t, P.limit, P.d_v, P.d_v).to(P.sum), 1)
         tl.store(to.coef1 + t * WIDTH + j, to_c, mask=t < P.chunk)
-    if P.home:
-        to_q = _over_hidden(grad_a, of.homes[1] + head * P.hidden * P.d_k, t, P.d_k, True, 0, P, CUT)
-    else:
-        to_q = tl.full([CUT.rows, P.d_k], 0.0, P.sum)
-    for j in tl.static_range(len(of.bases1)):
-        part_q = _over_hidden(grad_a, of.bases2[j], t, P.d_k, True, 0, P, CUT)
-        to_c = tl.sum(part_q * tokens(of.q, t, P.limit, P.d_k, P.d_k).to(P.sum), 1)
-        tl.store(to.coef2 + t * WIDTH + j, to_c, mask=t < P.chunk)
-        to_q += _coefficient(of.coef2, t[:, None], j, P) * part_q
+    to_q = tl.full([CUT.rows, P.d_k], 0.0, P.sum)
+    for m in tl.static_range(len(of.lefts)):
+        if P.home:
+            to_q += _over_hidden(inner[m], of.homes[1 + m] + head * P.hidden * P.d_k, t, P.d_k, True, 0, P, CUT)
+        for j in tl.static_range(len(of.bases1)):
+            part_q = _over_hidden(inner[m], of.bases2[m * P.bases + j], t, P.d_k, True, 0, P, CUT)
+            to_c = tl.sum(part_q * tokens(of.q, t, P.limit, P.d_k, P.d_k).to(P.sum), 1)
+            tl.store(to.coefs[m] + t * WIDTH + j, to_c, mask=t < P.chunk)
+            to_q += _coefficient(of.coefs[m], t[:, None], j, P) * part_q
     if P.residual:
         to_q += tokens(grad_y + here * P.chunk * P.d_v, t, P.limit, P.d_v, P.d_v)
     save_tokens(to.q, t, to_q, P.limit, P.d_k, P.d_k)
@@ -300,6 +326,14 @@ def _factors_back(
 
 
 @triton.jit
+def _inner_factors_back(of, inner, scores, to, m: tl.constexpr, t, s, P: tl.constexpr, CUT: tl.constexpr):
+    """Those of W2, or of W3 for m = 1."""
+    _factors_back(
+        of.keys[m], of.q, inner[m], scores, of.coefs[m], to.coefs[m], to.keys[m], to.lefts[m], t, s, P.d_k, P, CUT
+    )
+
+
+@triton.jit
 def _base_back(wide, narrow, coef, t, h, j: tl.constexpr, D: tl.constexpr, P: tl.constexpr):
     """A block [h, D] of the cotangent of base j: sum_t c_tj wide_t narrow_t^T."""
     scaled = _coefficient(coef, t[None, :], j, P) * tl.trans(rows(wide, t, h, P.hidden, P.limit)).to(P.sum)
@@ -315,12 +349,14 @@ def read_back_over_tokens(given, between, scores, to, heads, P: tl.constexpr, CU
     t, s = tl.arange(0, P.tokens), part * CUT.rows + tl.arange(0, CUT.rows)
     i, o = tl.arange(0, P.d_k), tl.arange(0, P.d_v)
     of, to = _of_chunk(given, here, P), _of_chunk(to, here, P)
-    grad_z, x, grad_a = _between(between, here, heads, P)
-    scores1, to_scores2 = scores[0] + here * P.chunk * P.chunk, scores[1] + here * P.chunk * P.chunk
+    grad_z, x, inner = _between(between, here, heads, P)
+    own = here * P.chunk * P.chunk
     if role == 0:
-        _factors_back(of.left1, grad_z, x, scores1, of.coef1, to.coef1, to.left1, to.right1, t, s, P.d_v, P, CUT)
+        _factors_back(
+            of.left1, grad_z, x, scores[0] + own, of.coef1, to.coef1, to.left1, to.right1, t, s, P.d_v, P, CUT
+        )
     elif role == 1:
-        _factors_back(of.k, of.q, grad_a, to_scores2, of.coef2, to.coef2, to.k, to.left2, t, s, P.d_k, P, CUT)
+        _inner_factors_back(of, inner, scores[1] + own, to, 0, t, s, P, CUT)
     elif role == 2:
         # Bases, a program's part of the hidden axis: z = c1 (.) X B1^T, a = c2 (.) Q B2^T.
         for j in tl.static_range(len(of.bases1)):
@@ -328,13 +364,18 @@ def read_back_over_tokens(given, between, scores, to, heads, P: tl.constexpr, CU
                 h = block * CUT.block + tl.arange(0, CUT.block)
                 to_base1 = _base_back(x, grad_z, of.coef1, t, h, j, P.d_v, P)
                 save_rows(to.bases1[j], o, h, tl.trans(to_base1), P.hidden, 0)
-            for block in range(part, P.hidden // CUT.block, P.tokens // CUT.rows):
-                h = block * CUT.block + tl.arange(0, CUT.block)
-                save_rows(to.bases2[j], h, i, _base_back(grad_a, of.q, of.coef2, t, h, j, P.d_k, P), P.d_k, 0)
-    else:
+            for m in tl.static_range(len(of.lefts)):
+                for block in range(part, P.hidden // CUT.block, P.tokens // CUT.rows):
+                    h = block * CUT.block + tl.arange(0, CUT.block)
+                    to_base2 = _base_back(inner[m], of.q, of.coefs[m], t, h, j, P.d_k, P)
+                    save_rows(to.bases2[m * P.bases + j], h, i, to_base2, P.d_k, 0)
+    elif role == 3:
         # q, by scores.
-        to_scores = _lower(to_scores2, s[:, None], t[None, :], P.chunk, P)
-        to_scores *= _lower(of.coef2 + P.bases, s[:, None], t[None, :], P.bases + P.chunk, P)
         to_q = tokens(to.q, s, P.limit, P.d_k, P.d_k)
-        to_q = add_product(to_q, to_scores, tokens(of.k, t, P.limit, P.d_k, P.d_k), P.operand)
+        for m in tl.static_range(len(of.lefts)):
+            to_scores = _lower(scores[1 + m] + own, s[:, None], t[None, :], P.chunk, P)
+            to_scores *= _lower(of.coefs[m] + P.bases, s[:, None], t[None, :], P.bases + P.chunk, P)
+            to_q = add_product(to_q, to_scores, tokens(of.keys[m], t, P.limit, P.d_k, P.d_k), P.operand)
         save_tokens(to.q, s, to_q, P.limit, P.d_k, P.d_k)
+    elif P.gated:
+        _inner_factors_back(of, inner, scores[2] + own, to, 1, t, s, P, CUT)

@@ -1,0 +1,207 @@
+"""A linear memory at chunk 1 by the kernels: token by token, which in the cache is as fast as by tiles."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from miras.algorithm import GradientDescent, Implicit
+from miras.bias import Dot, Erase
+from miras.engines import exact
+from miras.engines.native.build import library
+from miras.engines.native.scan import contiguous, point
+from miras.engines.programs import Programs
+from miras.engines.ragged import in_order, reassemble
+from miras.gates import hole
+from miras.layout import Layout, grid
+from miras.retention import TwoSided
+from miras.rule import Gates, Rule, State
+
+# Tokens between two states that are kept for the way back: so many that these take as much memory as queries and keys.
+TILE = 32
+
+# In the order of the enumeration in linear.h, and the fields of `LinearCall` in its order.
+ERASURES = ("never", "key", "own")
+GIVEN = ("queries", "k", "v", "eta", "decay", "erase", "along", "start")
+RESULTS = ("y", "end", "error", "states")
+SIZES = ("sequences", "heads", "tokens", "keys", "values", "eta_width", "decay_width")
+WORDS = ("erasure", "decayed", "before", "kept", "threads")
+
+
+def reasons(rule: Rule, gates: Gates | None) -> Iterator[str]:
+    """Why the kernel cannot run a rule with a linear memory."""
+    if reason := exact.refuses(rule, gates):
+        yield f"its kernel for a linear memory is one of the engine exact, and {reason}"
+        return
+    if isinstance(rule.retention, TwoSided) or rule.retention.to == "initial":
+        yield f"its kernel for a linear memory is for a decay to zero, not {rule.retention}"
+    if not isinstance(rule.algorithm, GradientDescent | Implicit) or rule.window > 1:
+        yield f"its kernel for a linear memory is for gradient descent and no window, not {rule.algorithm}"
+    if gates and any(gates[g.name].shape[-1] > 1 for g in rule.gates if not g.vector) and not exact.on_keys(rule):
+        yield "its kernel for a linear memory needs gates per head or per key channel"
+
+
+def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:
+    """Same function as `recurrence`; arguments as of `chunk.run`."""
+    cells = grid(where, TILE, None)
+    # A hole keeps everything and, with eta 0, writes nothing.
+    gates = {n: cells.slots(g, 0.0 if n == "eta" else hole(n)) for n, g in gates.items()}
+    queries, k, v = (cells.slots(x) for x in (q, k, v))
+    eta = gates["eta"]
+    if isinstance(rule.algorithm, Implicit):
+        eta = eta / (1 + eta * k.square().sum(-1, keepdim=True))
+    start = in_order(cells, state.dual["w"])
+    given = (queries, k, v, eta, gates.get("log_alpha"), gates.get("erase"), gates.get("along"), start)
+    kept = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+    own = isinstance(rule.bias, Erase) and rule.bias.along == "own"
+    erasure = "never" if isinstance(rule.bias, Dot) else "own" if own else "key"
+    programs = Programs.of(cells, where.rows, torch.int64, v.device)
+    with torch.autocast("cpu", enabled=False):
+        y, end, *_ = linear_scan(
+            *given, *programs, erasure, rule.gradient_at == "decayed", rule.read_at == "before", kept
+        )
+    dual = {"w": reassemble(cells, end, [])}
+    return cells.tokens(y), replace(state, dual=dual, origin=dual)
+
+
+class LinearCall(ctypes.Structure):
+    """`LinearCall` of linear.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in (*SIZES, *WORDS)),
+        *((name, ctypes.c_void_p) for name in ("first", "count", *GIVEN, *RESULTS)),
+        *((name, ctypes.c_void_p) for name in ("from_y", "from_end", *(f"to_{name}" for name in GIVEN))),
+    )
+
+
+def _call(tensors: dict[str, Tensor | None], erasure: str, *words: bool) -> LinearCall:
+    k, v, start, eta, decay = (tensors[name] for name in ("k", "v", "start", "eta", "decay"))
+    assert k is not None and v is not None and start is not None and eta is not None
+    widths = (eta.shape[-1], 0 if decay is None else decay.shape[-1])
+    sizes = (start.shape[0], *k.shape[1:], v.shape[-1], *widths)
+    return point(LinearCall(*sizes, ERASURES.index(erasure), *words, torch.get_num_threads()), tensors)
+
+
+@torch.library.custom_op("miras::linear_scan", mutates_args=(), device_types="cpu")
+def linear_scan(
+    queries: Tensor,
+    k: Tensor,
+    v: Tensor,
+    eta: Tensor,
+    decay: Tensor | None,
+    erase: Tensor | None,
+    along: Tensor | None,
+    start: Tensor,
+    first: Tensor,
+    count: Tensor,
+    erasure: str,
+    decayed: bool,
+    before: bool,
+    kept: bool,
+) -> list[Tensor]:
+    """A_t = A_{t-1} diag(alpha_t) + r_t (eta_t k_t)^T - p_t (eta_t b_t)^T with p_t = A_{t-1} e_t, y_t = A_t q_t.
+
+    Args:
+        queries: queries [M, H, C, d_k]; tile i of sequence n is number first[i] + n.
+        k: keys [M, H, C, d_k].
+        v: values [M, H, C, d_v].
+        eta: eta [M, H, C, 1 | d_k].
+        decay: log alpha [M, H, C, 1 | d_k], if there is any.
+        erase: e [M, H, C, d_k], if it is not k.
+        along: b [M, H, C, d_k], if it is not k.
+        start: A that the first tiles find, [N, H, d_v, d_k].
+        first: number of the first tile of each step, int64.
+        count: tiles of each sequence, int64 [N], not rising.
+        erasure: "never", r = v and no p; "key", r = v - p and no b; "own", r = v.
+        decayed: p_t = A_{t-1} diag(alpha_t) e_t.
+        before: y_t = A_{t-1} q_t.
+        kept: there will be a way back.
+
+    Returns:
+        y [M, H, C, d_v], A at the end, and what is kept: r or p [M, H, C, d_v] and the memories that tiles find
+        [M, H, d_v, d_k].
+    """
+    given = [queries, k, v, eta, decay, erase, along, start]
+    tensors = dict(zip(GIVEN, map(contiguous, given), strict=True))
+    made = _empty(v, start, kept)
+    where = {"first": first, "count": count}
+    call = _call(tensors | where | dict(zip(RESULTS, made, strict=True)), erasure, decayed, before, kept)
+    library(k.dtype).linear_forwards(ctypes.byref(call))
+    return made
+
+
+def _empty(v: Tensor, start: Tensor, kept: bool) -> list[Tensor]:
+    """What `linear_scan` returns, unset."""
+    states = (*v.shape[:2], *start.shape[2:])
+    shapes = [v.shape, start.shape, *([v.shape, states] if kept else [(0,), (0,)])]
+    return [v.new_empty(shape) for shape in shapes]
+
+
+@linear_scan.register_fake
+def _(queries: Any, k: Any, v: Any, *rest: Any) -> Any:
+    return _empty(v, rest[4], rest[-1])
+
+
+@torch.library.custom_op("miras::linear_scan_backward", mutates_args=(), device_types="cpu")
+def linear_scan_backward(
+    cotangents: list[Tensor],
+    kept: list[Tensor],
+    given: list[Tensor | None],
+    where: list[Tensor],
+    erasure: str,
+    decayed: bool,
+    before: bool,
+) -> list[Tensor]:
+    """The cotangents of `linear_scan`'s tensors `given`, empty for those that are None, from those of y and of A at the
+    end, and what it has kept; `where` are first and count.
+    """
+    tensors = dict(zip(GIVEN, map(contiguous, given), strict=True))
+    to = [kept[0].new_empty(0 if x is None else x.shape) for x in given]
+    made = {f"to_{name}": x for name, x in zip(GIVEN, to, strict=True)}
+    above = dict(zip(("from_y", "from_end"), map(contiguous, cotangents), strict=True))
+    tensors |= dict(zip(("first", "count", "error", "states"), [*where, *kept], strict=True))
+    call = _call(tensors | above | made, erasure, decayed, before, True)
+    library(kept[0].dtype).linear_backwards(ctypes.byref(call))
+    return to
+
+
+@linear_scan_backward.register_fake
+def _(cotangents: Any, kept: Any, given: Any, *rest: Any) -> Any:
+    return [kept[0].new_empty(0 if x is None else x.shape) for x in given]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    *tensors, ctx.erasure, ctx.decayed, ctx.before, _ = inputs
+    ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    *given, first, count, y, end, error, states = ctx.saved_tensors
+    above = [torch.zeros_like(x) if c is None else c for c, x in zip(cotangents, (y, end), strict=False)]
+    words = (ctx.erasure, ctx.decayed, ctx.before)
+    to = torch.ops.miras.linear_scan_backward(above, [error, states], given, [first, count], *words)
+    return *(None if x is None else t for x, t in zip(given, to, strict=True)), *(None for _ in range(6))
+
+
+linear_scan.register_autograd(_backward, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.miras.linear_scan)
+def _flops(q: Any, k: Any, v: Any, *rest: Any, **_: Any) -> int:
+    """Predicting, writing, reading and, along a key of its own, erasing."""
+    products = {"never": 2, "key": 3, "own": 4}[rest[-4]]
+    return 2 * products * v[0] * v[1] * v[2] * v[3] * k[-1]
+
+
+@register_flop_formula(torch.ops.miras.linear_scan_backward)
+def _(above: Any, kept: Any, given: Any, where: Any, *words: Any, **_: Any) -> int:
+    """What is computed again does not count."""
+    return 2 * _flops(*given, *where, *words, True)

@@ -1,0 +1,217 @@
+"""Reads with a link at every token, `link_at="token"`, in many chunks at once: those of a two-layer MLP memory.
+
+For every chunk and head its tokens t, one after another,
+
+    A_t, S_t = steps_t (A_{t-1}, S_{t-1}, narrow_t wide_t^T)     W_t = link(A_t (+ home))      for W1 and W2
+    a_t = W2_t q_t,   z_t = W1_t s(a_t),   y_t = (q_t +) scale (.) norm(z_t) + shift
+
+where A_0 is the dual that the chunk finds and S_0 the algorithm's slot, if it has one. A_t and W_t are in registers,
+some channels at a time, and never in memory; as sums over all earlier tokens, by matrix products, they would take C
+times as many operations. The way back goes over the tokens from the last to the first. What they find it makes again,
+from the begin of their segment of the chunk, in scratch of its own: a decay cannot be undone. All of it is elementwise,
+in float32 or in float64: there are no products whose operands could follow autocast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from miras.engines.model import Model, memory_name
+from miras.engines.triton.read_each_kernels import Between, Given, read_each_backward, read_each_forward
+from miras.engines.unroll import Learned
+from miras.memory import MLP
+from miras.retention import EuclideanRetention
+from miras.rule import Rule
+from miras.weights import Leaf
+
+# Entries of a tile, dual and slot together, as many as the registers of so many warps take: see
+# `benchmarks/ahead_of_time.py`. The hidden axis of one channel, at most.
+TILE, WARPS, WIDEST = 4096, 8, 1024
+# Of the way back: tokens of a segment, about the root of a chunk, and programs, two for each multiprocessor of an H200.
+SEGMENT, PROGRAMS = 8, 264
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What kernels are compiled for beside the `Model`.
+
+    Attributes:
+        slots: S.
+        width: 1 or d, of the steps.
+        before: a token reads with the weights it has found.
+        block: channels of a tile.
+        segment: tokens whose states are made again at once.
+    """
+
+    chunk: int
+    d_k: int
+    d_v: int
+    hidden: int
+    slots: int
+    width: int
+    before: bool
+    block: int
+    segment: int
+
+    @classmethod
+    def of(cls, given: Given, before: bool) -> Problem:
+        """That of some tensors."""
+        (chunk, d_k), d_v, hidden = given.q.shape[-2:], given.left1.shape[-1], given.right1.shape[-1]
+        copies, width = len(given.bases1), given.steps.shape[-1]
+        block = min(TILE // copies // hidden, d_k, d_v)
+        return cls(chunk, d_k, d_v, hidden, copies - 1, width, before, block, SEGMENT)
+
+    @property
+    def tile(self) -> int:
+        """Entries of a tile."""
+        return self.block * self.hidden
+
+    @property
+    def step(self) -> int:
+        """Coefficients of a token."""
+        return (1 + self.slots) * (2 + self.slots) * self.width
+
+    @property
+    def segments(self) -> int:
+        """Segments of a chunk."""
+        return -(-self.chunk // self.segment)
+
+    @property
+    def scratch(self) -> int:
+        """Numbers that a program of the way back keeps."""
+        return (self.segments + self.segment) * (1 + self.slots) * self.tile
+
+
+# -- operators of PyTorch ---------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("miras::read_each", mutates_args=())
+def fused(tensors: Sequence[Tensor], model: str, before: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Outputs y [M, H, C, d_v] and, for the way back, a, z and sums of `Between`.
+
+    Args:
+        tensors: `Given.flat`.
+        model: what the kernels are compiled for, `str(Model)`.
+        before: a token reads with the weights it has found.
+    """
+    parsed = Model.parse(model)
+    given = _given(tensors, parsed)
+    y, a, z, sums = _empty(given, parsed)
+    between = Between(a.zero_(), z, sums.zero_(), z, a)  # the last two are not looked at
+    chunks, heads = given.q.shape[:2]
+    read_each_forward[(chunks * heads,)](given, between, y, heads, **_compiled_for(Problem.of(given, before), parsed))
+    return y, a, z, sums
+
+
+def _compiled_for(problem: Problem, model: Model) -> dict[str, Any]:
+    return {"P": problem, "MODEL": model, "num_warps": WARPS, "num_stages": 1}
+
+
+def _given(tensors: Sequence[Tensor], model: Model) -> Given:
+    """As kernels take it; homes that a rule has not got are not looked at."""
+    given = Given.of([x.contiguous() for x in tensors], 1 + model.slots, model.home)
+    return given if model.home else given._replace(homes=(given.q, given.q))
+
+
+def _empty(given: Given, model: Model) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `fused` returns, unset."""
+    m, heads, chunk, _ = given.q.shape
+    y, a, z = (given.q.new_empty(m, heads, chunk, x.shape[-1]) for x in (given.left1, given.right1, given.left1))
+    return y, a, z, given.q.new_empty(m, heads, chunk, 2 * model.whole)
+
+
+@fused.register_fake
+def _(tensors: Sequence[Tensor], model: str, before: bool) -> Any:
+    parsed = Model.parse(model)
+    return _empty(Given.of(tensors, 1 + parsed.slots, parsed.home), parsed)
+
+
+@torch.library.custom_op("miras::read_each_backward", mutates_args=())
+def fused_backward(
+    grad_y: Tensor, a: Tensor, z: Tensor, sums: Tensor, tensors: Sequence[Tensor], model: str, before: bool
+) -> list[Tensor]:
+    """The cotangents of `fused`'s tensors, from that of y."""
+    parsed = Model.parse(model)
+    given = _given(tensors, parsed)
+    problem, (chunks, heads) = Problem.of(given, before), given.q.shape[:2]
+    programs = min(chunks, max(1, PROGRAMS // heads))
+    between = Between(a, z, sums, torch.empty_like(z), torch.zeros_like(a))
+    to_bases = [tuple(torch.empty_like(x) for x in xs) for xs in (given.bases1, given.bases2)]
+    to = Given._make([*(torch.zeros_like(x) for x in given[:6]), *to_bases, (given.q, given.q), ()])
+    to_homes = tuple(x.new_zeros(programs, *x.shape) for x in given.homes) if parsed.home else (given.q, given.q)
+    to_affine = tuple(x.new_empty(programs, *x.shape) for x in given.affine)
+    scratch = z.new_empty(programs, heads, problem.scratch)
+    read_each_backward[(programs, heads)](
+        *(given, between, grad_y.contiguous(), to, to_homes, to_affine, scratch, chunks, heads),
+        **_compiled_for(problem, parsed),
+    )
+    shared = [x.sum(0) for x in (*(to_homes if parsed.home else ()), *to_affine)]
+    return [*to[:6], *to.bases1, *to.bases2, *shared]
+
+
+@fused_backward.register_fake
+def _(grad_y: Any, a: Any, z: Any, sums: Any, tensors: Sequence[Tensor], model: str, before: bool) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in tensors]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    tensors, *ctx.options = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[1:], *tensors)
+
+
+def _back(ctx: Any, grad_y: Tensor | None, *_: None) -> tuple[list[Tensor] | None, ...]:
+    a, z, sums, *tensors = ctx.saved_tensors
+    grads = None if grad_y is None else fused_backward(grad_y, a, z, sums, tensors, *ctx.options)
+    return grads, None, None
+
+
+fused.register_autograd(_back, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.miras.read_each)
+def _flops(tensors: Any, model: str, *_: Any, **_more: Any) -> int:
+    """For each entry of a matrix and token, the gradient added to the dual and each slot, and the read."""
+    (m, h, c, d_k), d_v, hidden = tensors[0], tensors[3][-1], tensors[4][-1]
+    return 2 * m * h * c * hidden * (d_k + d_v) * (2 + Model.parse(model).slots)
+
+
+@register_flop_formula(torch.ops.miras.read_each_backward)
+def _flops_backward(grad_y: Any, a: Any, z: Any, sums: Any, tensors: Any, model: str, *_: Any, **_more: Any) -> int:
+    """Twice those forward, and all of them again but the read of W1, the gradients three times."""
+    (m, h, c, d_k), d_v, hidden = tensors[0], tensors[3][-1], tensors[4][-1]
+    again = 2 * m * h * c * hidden * (d_k + d_v) * 3 * (1 + Model.parse(model).slots)
+    return 2 * _flops(tensors, model) + again
+
+
+# -- the seam to the engine -------------------------------------------------------------------------------------------
+
+
+def serves(rule: Rule, leaves: dict[str, Leaf], learned: Learned) -> bool:
+    """Whether reads are `read`'s: `unroll.read_chunks` would write out each token's weights."""
+    if memory_name(rule) != "mlp":
+        return False
+    hidden = leaves["w1"].cols
+    nonlinear = rule.link_at == "token" and not isinstance(rule.retention, EuclideanRetention)
+    shared = all(home.dim() == 3 for home in learned.before.home.values())
+    return nonlinear and shared and hidden <= WIDEST and hidden & (hidden - 1) == 0
+
+
+def read(rule: Rule, leaves: dict[str, Leaf], learned: Learned, q: Tensor, steps: Tensor) -> Tensor:
+    """Outputs [M, H, C, d_v]; q [M, H, C, d_k] and `unroll.steps`."""
+    assert isinstance(rule.memory, MLP)
+    before, grad = learned.before, learned.grad
+    bases1, bases2 = ([before.dual[n], *before.slots[n]] for n in ("w1", "w2"))
+    affine = [before.slow["norm_scale"], before.slow["norm_shift"]] if rule.memory.norm else []
+    homes = [before.home[n] for n in ("w1", "w2")] if before.home else []
+    left1, right1, _ = grad["w1"]
+    left2, k, _ = grad["w2"]
+    given = Given(q, k, steps, left1, right1, left2, bases1, bases2, homes, affine)
+    return fused(given.flat, str(Model.of(rule, leaves)), rule.read_at == "before")[0]
