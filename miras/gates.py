@@ -37,6 +37,7 @@ class Gate:
 
     def squash(self, raw: Tensor) -> Tensor:
         """Map the real line onto the range, increasing: sigmoid on a bounded range, softplus on a half line."""
+        # torch.compile may have a symbol for an end of the range, which math.isinf does not take.
         if self.low == -math.inf:
             return self.high - F.softplus(-raw)
         if self.high == math.inf:
@@ -56,6 +57,11 @@ class Gate:
 def hole(name: str) -> float:
     """A gate's value where there is no token: one that keeps everything, so that no formula meets 0 / 0."""
     return 0.0 if name.startswith("log_") else 1.0
+
+
+def silence(name: str) -> float:
+    """The same for who goes through holes as through tokens: with eta 0 nothing is written either."""
+    return 0.0 if name == "eta" else hole(name)
 
 
 ALPHA = Gate(

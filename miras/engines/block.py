@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from miras.engines.ragged import in_order, reassemble, running, split
-from miras.gates import hole
+from miras.gates import silence
 from miras.layout import Layout, grid
 from miras.rule import Gates, Rule, State, token
 from miras.weights import Leaf, Outer
@@ -24,8 +24,7 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
     """Same contract as the chunk engine's `run`."""
     cells = grid(where, rule.chunk, None if state.aligned else state.offset)
     leaves, keep = rule.leaves(q.shape[-1], v.shape[-1] // rule.window), cells.keep
-    # A hole keeps everything and, with eta 0, adds nothing.
-    gates = {n: cells.slots(g, 0.0 if n == "eta" else hole(n)) for n, g in gates.items()}
+    gates = {n: cells.slots(g, silence(n)) for n, g in gates.items()}
     if "log_alpha" in gates:
         width = gates["log_alpha"].shape[-1]
         log_alpha = state.pending["log_alpha"]

@@ -28,7 +28,7 @@ from miras.algorithm import GradientDescent, Implicit, LeastSquares, LinearAlgor
 from miras.bias import L2, Dot, Erase
 from miras.engines import chunk
 from miras.engines.ragged import in_order, reassemble, running, split
-from miras.gates import hole
+from miras.gates import silence
 from miras.layout import Layout, grid
 from miras.memory import Linear, Vector
 from miras.retention import EuclideanRetention, TwoSided
@@ -50,7 +50,7 @@ def refuses(rule: Rule, gates: Gates | None = None, tokens: object = None) -> st
     if isinstance(rule.retention, TwoSided):
         plain = isinstance(rule.algorithm, GradientDescent) and rule.window == 1
         return (
-            None if plain and _unclipped(rule, Dot) and on_keys(rule) else f"{rule.retention} needs Dot and no window"
+            None if plain and _unclipped(rule, Dot) and _on_keys(rule) else f"{rule.retention} needs Dot and no window"
         )
     if not isinstance(rule.retention, EuclideanRetention):
         return f"{rule.retention} has a link"
@@ -62,17 +62,21 @@ def refuses(rule: Rule, gates: Gates | None = None, tokens: object = None) -> st
         return f"it needs Dot, or Linear with L2 or Erase and no clip, not {rule.memory} with {rule.bias}"
     if not isinstance(rule.algorithm, GradientDescent | Implicit) or rule.window > 1:
         return f"with {rule.bias} it needs GradientDescent and no window, not {rule.algorithm}"
-    channels = gates is not None and any(gates[g.name].shape[-1] > 1 for g in rule.gates if not g.vector)
-    return "it needs gates per head or per key channel" if channels and not on_keys(rule) else None
+    return off_keys(rule, gates)
 
 
 def _unclipped(rule: Rule, kind: Any) -> bool:
     return isinstance(rule.bias, kind) and not rule.bias.clip
 
 
-def on_keys(rule: Rule) -> bool:
-    """Whether gates per channel act on the keys of a matrix."""
+def _on_keys(rule: Rule) -> bool:
     return isinstance(rule.memory, Linear) and rule.memory.gated == "keys"
+
+
+def off_keys(rule: Rule, gates: Gates | None) -> str | None:
+    """Why a tile cannot decay by these gates, or None: those per channel have to act on the keys of a matrix."""
+    channels = gates is not None and any(gates[g.name].shape[-1] > 1 for g in rule.gates if not g.vector)
+    return "it needs gates per head or per key channel" if channels and not _on_keys(rule) else None
 
 
 def _blind(rule: Rule) -> bool:
@@ -90,8 +94,7 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
         return y, replace(after, origin=after.dual, offset=state.offset, aligned=True)
     cells = grid(where, TILE, None)
     q, k, v = cells.slots(q), cells.slots(k), cells.slots(v)
-    # A hole keeps everything and, with eta 0, writes nothing.
-    gates = {n: cells.slots(g, 0.0 if n == "eta" else hole(n)) for n, g in gates.items()}
+    gates = {n: cells.slots(g, silence(n)) for n, g in gates.items()}
     form = _two_sided if isinstance(rule.retention, TwoSided) else _erasing
     tiles = form(rule, q, k, v, gates, state)
 
@@ -143,9 +146,7 @@ class Decay:
 
 
 def _erasing(rule: Rule, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: State) -> Tiles:
-    decay, eta = Decay(gates.get("log_alpha"), k), gates["eta"]
-    if isinstance(rule.algorithm, Implicit):
-        eta = eta / (1 + eta * k.square().sum(-1, keepdim=True))
+    decay, eta = Decay(gates.get("log_alpha"), k), rule.algorithm.step_size(gates["eta"], k)
     erase = gates["erase"] if isinstance(rule.bias, Erase) else k
     along = gates["along"] if isinstance(rule.bias, Erase) and rule.bias.along == "own" else k
     early, late = rule.gradient_at == "previous", rule.read_at == "after"

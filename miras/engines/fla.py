@@ -215,8 +215,7 @@ def _inputs(rule: Rule, x: Inputs, where: Layout) -> Inputs:
         # A token of zeros decays nothing, writes nothing and reads nothing: no need to take the padding out.
         valid = where.valid[..., None, None]
         x = {n: torch.where(valid, t, 0.0) for n, t in x.items()}
-    if isinstance(rule.algorithm, Implicit):
-        x["eta"] = x["eta"] / (1 + x["eta"] * x["k"].square().sum(-1, keepdim=True))
+    x["eta"] = rule.algorithm.step_size(x["eta"], x["k"])
     return {"log_alpha": torch.zeros_like(x["eta"][..., :1]), "erase": x["k"], "along": x["k"], **x}
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from cases import call, draw_memory, draw_tokens
-from contract import assert_same_results, result
+from cases import assert_same, assert_same_states, call, draw_memory, draw_tokens
+from contract import EXACT, assert_same_results, result
 
 from miras.algorithm import GradientDescent, Momentum
 from miras.bias import L1, L2, Dot, Huber, Lp, Robust
@@ -69,3 +69,30 @@ def assert_engine_is_the_loop(engine, rule, tokens, state, wrt, cuts=()):
     cotangents: list[torch.Tensor] = []
     loop = result(rule, tokens, state, wrt, cotangents, "recurrence", cuts)
     assert_same_results(result(rule, tokens, state, wrt, cotangents, engine, cuts), loop, engine)
+
+
+def assert_engine_is_the_loop_on(layout, engine, rule, tokens, *memory):
+    """The same with padding or of a pack: `layout` has the options of `miras.run`, `memory` is that of `rule.init`."""
+    rows = len(layout["cu_seqlens"]) - 1 if "cu_seqlens" in layout else tokens.q.shape[0]
+    wrt, found = {**tokens.named(), **{n: x for part in memory for n, x in part.items()}}, []
+    for name in ("recurrence", engine):
+        y, state = call(rule, tokens, rule.init(*memory, batch=rows), engine=name, **layout)
+        total = (y * torch.arange(y.shape[1]).view(1, -1, 1, 1)).sum() + sum((x * x).sum() for x in state.dual.values())
+        found.append((y, state, torch.autograd.grad(total, list(wrt.values()))))
+    (expected, loop, loop_grads), (y, state, grads) = found
+    assert_same(y, expected, EXACT, "y")
+    assert_same_states(state, loop, EXACT)
+    for n, a, b in zip(wrt, grads, loop_grads, strict=True):
+        assert_same(a, b, EXACT, n)
+
+
+def assert_threads_make_no_difference(rule, tokens, state, wrt):
+    """Of the native engine: three of them share out sequences and heads."""
+    cotangents: list[torch.Tensor] = []
+    one = result(rule, tokens, state, wrt, cotangents, "native")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert_same_results(result(rule, tokens, state, wrt, cotangents, "native"), one, "threads")
+    finally:
+        torch.set_num_threads(threads)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import assert_same, assert_same_states, call
-from contract import EXACT
+from cases import call
 from kernel_cases import (
     AT_TOKENS,
     COVERING,
@@ -14,6 +13,7 @@ from kernel_cases import (
     TRITON,
     YAAD,
     assert_engine_is_the_loop,
+    assert_engine_is_the_loop_on,
     in_flight,
     problem,
 )
@@ -23,22 +23,28 @@ from miras.memory import MLP
 from miras.rule import Rule
 from miras.state import tensors
 
-COMPILED = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
-ENGINES = pytest.mark.parametrize("engine", [pytest.param("native", marks=COMPILED), "triton"])
+
+def on(engine, *values, name=None):
+    """A case of an engine; native kernels need a compiler."""
+    marks = [pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")] * (engine == "native")
+    return pytest.param(engine, *values, id=engine if name is None else f"{engine}-{name}", marks=marks)
+
+
+ENGINES = pytest.mark.parametrize("engine", [on("native"), on("triton")])
 CASES = [
-    pytest.param(engine, Rule(*axes, chunk=4), channels, id=f"{engine}-{i}", marks=[COMPILED] * (engine == "native"))
+    on(engine, Rule(*axes, chunk=4), channels, name=i)
     for engine in ("native", "triton")
     for i, (*axes, channels) in enumerate(COVERING)
     if engine == "triton" or (isinstance(axes[0], MLP) and not (channels and axes[3].slots))
 ]
-CASES += [pytest.param("triton", *case, id=f"triton-own-{i}") for i, case in enumerate(TRITON)]
+CASES += [on("triton", *case, name=f"own-{i}") for i, case in enumerate(TRITON)]
 NAMED = [
     *(
-        pytest.param(engine, rule, id=f"{engine}-{name}", marks=[COMPILED] * (engine == "native"))
+        on(engine, rule, name=name)
         for engine in ("native", "triton")
         for name, rule in {"yaad": YAAD, "momentary": MOMENTARY}.items()
     ),
-    pytest.param("triton", AT_TOKENS, id="triton-token"),
+    on("triton", AT_TOKENS, name="token"),
 ]
 CUTS = (), (3, 7)
 ALL_BUT_MOMENTARY = [case for case in NAMED if case.values[1] is not MOMENTARY]
@@ -59,7 +65,7 @@ def test_from_the_start(engine, rule, channels):
             for case in NAMED
             for cuts in CUTS
         ),
-        pytest.param("triton", SWIGLU, CUTS[1], id="triton-swiglu"),
+        on("triton", SWIGLU, CUTS[1], name="swiglu"),
     ],
 )
 def test_from_the_middle_of_a_chunk_cut_anywhere(engine, rule, cuts):
@@ -85,23 +91,13 @@ PADDED = {
             for case in ALL_BUT_MOMENTARY
             for name, options in PADDED.items()
         ),
-        pytest.param("triton", SWIGLU, PADDED["pack"], id="triton-swiglu-pack"),
+        on("triton", SWIGLU, PADDED["pack"], name="swiglu-pack"),
     ],
 )
 def test_padding_and_packs(engine, rule, options):
     packed = "cu_seqlens" in options
     tokens, weights, slow = problem(rule, 18 if packed else 9, batch=1 if packed else 2)
-    found = []
-    for name in ("recurrence", engine):
-        y, state = call(rule, tokens, rule.init(weights, slow, batch=3 if packed else 2), engine=name, **options)
-        total = (y * torch.arange(y.shape[1]).view(1, -1, 1, 1)).sum() + sum((x * x).sum() for x in state.dual.values())
-        wrt = {**tokens.named(), **weights, **slow}
-        found.append((y, state, torch.autograd.grad(total, list(wrt.values()))))
-    (expected, loop, loop_grads), (y, state, grads) = found
-    assert_same(y, expected, EXACT, "y")
-    assert_same_states(state, loop, EXACT)
-    for n, a, b in zip(wrt, grads, loop_grads, strict=True):
-        assert_same(a, b, EXACT, n)
+    assert_engine_is_the_loop_on(options, engine, rule, tokens, weights, slow)
 
 
 @ENGINES

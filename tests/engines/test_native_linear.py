@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import assert_same, assert_same_states, call, draw_memory, draw_tokens, matrix
-from contract import EXACT, assert_same_results, engines_agree, result
+from cases import assert_same_states, call, draw_memory, draw_tokens, matrix
+from contract import EXACT, engines_agree
+from kernel_cases import assert_engine_is_the_loop, assert_engine_is_the_loop_on, assert_threads_make_no_difference
 from torch.utils.flop_counter import FlopCounterMode
 
 import miras
@@ -53,9 +54,7 @@ def test_it_is_the_token_loop(rule, channels, time):
 @pytest.mark.parametrize("cuts", [(20,), (3, 40)], ids=str)
 def test_cut_anywhere(cuts):
     tokens, start = problem(DELTA, 45)
-    state, wrt, cotangents = DELTA.init(start, batch=2), {**tokens.named(), **start}, []
-    loop = result(DELTA, tokens, state, wrt, cotangents, "recurrence", cuts)
-    assert_same_results(result(DELTA, tokens, state, wrt, cotangents, "native", cuts), loop, "native")
+    assert_engine_is_the_loop("native", DELTA, tokens, DELTA.init(start, batch=2), {**tokens.named(), **start}, cuts)
 
 
 @pytest.mark.parametrize(
@@ -70,29 +69,12 @@ def test_cut_anywhere(cuts):
 def test_padding_and_packs(options):
     packed = "cu_seqlens" in options
     tokens, start = problem(DELTA, 80 if packed else 40, batch=1 if packed else 2)
-    found = []
-    for name in ("recurrence", "native"):
-        y, state = call(DELTA, tokens, DELTA.init(start, batch=3 if packed else 2), engine=name, **options)
-        total = (y * torch.arange(y.shape[1]).view(1, -1, 1, 1)).sum() + sum((x * x).sum() for x in state.dual.values())
-        wrt = {**tokens.named(), **start}
-        found.append((y, state, torch.autograd.grad(total, list(wrt.values()))))
-    (expected, loop, loop_grads), (y, state, grads) = found
-    assert_same(y, expected, EXACT, "y")
-    assert_same_states(state, loop, EXACT)
-    for n, a, b in zip(wrt, grads, loop_grads, strict=True):
-        assert_same(a, b, EXACT, n)
+    assert_engine_is_the_loop_on(options, "native", DELTA, tokens, start)
 
 
 def test_several_threads_share_the_sequences_and_heads():
     tokens, start = problem(DELTA, 40)
-    state, wrt, cotangents = DELTA.init(start, batch=2), {**tokens.named(), **start}, []
-    one = result(DELTA, tokens, state, wrt, cotangents, "native")
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        assert_same_results(result(DELTA, tokens, state, wrt, cotangents, "native"), one, "threads")
-    finally:
-        torch.set_num_threads(threads)
+    assert_threads_make_no_difference(DELTA, tokens, DELTA.init(start, batch=2), {**tokens.named(), **start})
 
 
 def test_nan_in_one_sequence_stays_there():

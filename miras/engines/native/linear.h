@@ -221,8 +221,9 @@ class Linear {
             real to_r[GROUP], to_p[GROUP];
             totals(by_write, to_r);
             std::copy_n(to_r, GROUP, call.to_v + place);
-            totals(by_remove, to_p);
-            if (rule.key)
+            if (rule.own)
+                totals(by_remove, to_p);
+            else
                 for (int i = 0; i < GROUP; i++) to_p[i] = -to_r[i];
             Spread by_p(to_p);
             const real *kept = alpha + at, *e = ask + at;

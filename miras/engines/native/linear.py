@@ -18,7 +18,7 @@ from miras.engines.native.build import library
 from miras.engines.native.scan import contiguous, point
 from miras.engines.programs import Programs
 from miras.engines.ragged import in_order, reassemble
-from miras.gates import hole
+from miras.gates import silence
 from miras.layout import Layout, grid
 from miras.retention import TwoSided
 from miras.rule import Gates, Rule, State
@@ -43,19 +43,16 @@ def reasons(rule: Rule, gates: Gates | None) -> Iterator[str]:
         yield f"its kernel for a linear memory is for a decay to zero, not {rule.retention}"
     if not isinstance(rule.algorithm, GradientDescent | Implicit) or rule.window > 1:
         yield f"its kernel for a linear memory is for gradient descent and no window, not {rule.algorithm}"
-    if gates and any(gates[g.name].shape[-1] > 1 for g in rule.gates if not g.vector) and not exact.on_keys(rule):
-        yield "its kernel for a linear memory needs gates per head or per key channel"
+    if reason := exact.off_keys(rule, gates):
+        yield f"its kernel is for linear memories, and {reason}"
 
 
 def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:
     """Same function as `recurrence`; arguments as of `chunk.run`."""
     cells = grid(where, TILE, None)
-    # A hole keeps everything and, with eta 0, writes nothing.
-    gates = {n: cells.slots(g, 0.0 if n == "eta" else hole(n)) for n, g in gates.items()}
+    gates = {n: cells.slots(g, silence(n)) for n, g in gates.items()}
     queries, k, v = (cells.slots(x) for x in (q, k, v))
-    eta = gates["eta"]
-    if isinstance(rule.algorithm, Implicit):
-        eta = eta / (1 + eta * k.square().sum(-1, keepdim=True))
+    eta = rule.algorithm.step_size(gates["eta"], k)
     start = in_order(cells, state.dual["w"])
     given = (queries, k, v, eta, gates.get("log_alpha"), gates.get("erase"), gates.get("along"), start)
     kept = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
