@@ -73,9 +73,9 @@ def call(name: str, x: dict[str, Tensor], engine: str) -> tuple[Tensor, dict[str
     return y, memory
 
 
-def inputs(name: str, d: int) -> dict[str, Tensor]:
+def inputs(name: str, d: int, wider: int) -> dict[str, Tensor]:
     """Random inputs; without what the preset does not have."""
-    drawn = ORACLES[name].draw(d=d, expansion=2 if name == "lact" else 4)
+    drawn = ORACLES[name].draw(d=d, wider=wider, expansion=2 if name == "lact" else 4)
     return {n: x for n, x in drawn.items() if not (name == "lact" and n == "theta")}
 
 
@@ -90,10 +90,11 @@ def apart(got: Tensor, expected: Tensor) -> float:
     return ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-3)).item()
 
 
-def measure(name: str, engine: str = "auto", d: int = 4) -> dict[str, float]:
+def measure(name: str, engine: str = "auto") -> dict[str, float]:
     """How far a preset is from its oracle in float64, by what is compared: y, memory and every gradient."""
     torch.manual_seed(0)
-    drawn, eps = inputs(name, d), sphere.EPS
+    sizes = (16, 16) if engine == "native" else (4, 1)  # its heads come in strips
+    drawn, eps = inputs(name, *sizes), sphere.EPS
     constants = {**ORACLES[name].constants, **CALLED.get(name, {})}
     theirs, ours = ({n: x.clone().requires_grad_() for n, x in drawn.items()} for _ in range(2))
     sphere.EPS = 0.0 if name == "lact" else eps

@@ -48,9 +48,11 @@ class Oracle(NamedTuple):
         """Of all inputs, or of those that cannot be left out."""
         return [n.strip("[]").split(":")[0] for n in self.inputs.split() if not (least and n.startswith("["))]
 
-    def draw(self, batch: int = 2, time: int = 13, heads: int = 2, d: int = 4, expansion: int = 2) -> dict[str, Tensor]:
-        """Random inputs; values are larger than keys wherever the model permits."""
-        d_v = d if {"h", "norm_scale"} & set(self.names()) else d + 1
+    def draw(
+        self, batch: int = 2, time: int = 13, heads: int = 2, d: int = 4, wider: int = 1, expansion: int = 2
+    ) -> dict[str, Tensor]:
+        """Random inputs; values are `wider` than keys wherever the model permits."""
+        d_v = d if {"h", "norm_scale"} & set(self.names()) else d + wider
         hidden, drawn = expansion * d_v, {}
         sizes = {"q": d, "k": d, "erase": d, "along": d, "ridge": d}
         sizes |= {"v": d_v, "log_beta": d_v, "norm_scale": d_v, "norm_shift": d_v}

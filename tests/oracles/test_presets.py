@@ -28,7 +28,7 @@ def engines(name):
 
 @pytest.mark.parametrize(("name", "engine"), [(n, e) for n in VARIANTS for e in engines(n)])
 def test_preset_is_its_oracle(name, engine):
-    errors = measure(name, engine, d=16 if engine == "native" else 4)  # its heads come in strips
+    errors = measure(name, engine)
     limit = TOLERANCE.get(name, 1e-10)
     worst = {n: e for n, e in errors.items() if not e <= limit}
     assert not worst
