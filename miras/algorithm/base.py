@@ -35,11 +35,6 @@ class Algorithm(Axis):
     def step(self, grad: Tensor, slots: Slots, gates: Mapping[str, Tensor]) -> tuple[Tensor, Slots]:
         """The step, to be subtracted in dual coordinates, and the next slots. Slots start at zero."""
 
-    def step_size(self, eta: Tensor, k: Tensor) -> Tensor:
-        """What multiplies the gradient of a matrix memory at a key, where a closed form takes the place of `step`."""
-        del k
-        return eta
-
 
 class LinearAlgorithm(Algorithm):
     """Marker: `step` is linear in (grad, slots), so a chunk of steps is one matrix, found by probing it."""

@@ -41,8 +41,5 @@ class Implicit(LinearAlgorithm):
         power = grad.right.square().sum(-1, keepdim=True)
         return grad._replace(left=grad.left / (1 + gates["eta"] * power))
 
-    def step_size(self, eta: Tensor, k: Tensor) -> Tensor:
-        return eta / (1 + eta * k.square().sum(-1, keepdim=True))
-
     def step(self, grad: Tensor, slots: Slots, gates: Mapping[str, Tensor]) -> tuple[Tensor, Slots]:
         return gates["eta"] * grad, ()

@@ -79,6 +79,11 @@ def off_keys(rule: Rule, gates: Gates | None) -> str | None:
     return "it needs gates per head or per key channel" if channels and not _on_keys(rule) else None
 
 
+def step_size(rule: Rule, eta: Tensor, k: Tensor) -> Tensor:
+    """What multiplies the gradient of a matrix memory at a key."""
+    return eta / (1 + eta * k.square().sum(-1, keepdim=True)) if isinstance(rule.algorithm, Implicit) else eta
+
+
 def _blind(rule: Rule) -> bool:
     """Whether nothing that is learned depends on the memory."""
     return isinstance(rule.algorithm, LeastSquares) or _unclipped(rule, Dot)
@@ -146,7 +151,7 @@ class Decay:
 
 
 def _erasing(rule: Rule, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: State) -> Tiles:
-    decay, eta = Decay(gates.get("log_alpha"), k), rule.algorithm.step_size(gates["eta"], k)
+    decay, eta = Decay(gates.get("log_alpha"), k), step_size(rule, gates["eta"], k)
     erase = gates["erase"] if isinstance(rule.bias, Erase) else k
     along = gates["along"] if isinstance(rule.bias, Erase) and rule.bias.along == "own" else k
     early, late = rule.gradient_at == "previous", rule.read_at == "after"

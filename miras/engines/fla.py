@@ -30,6 +30,7 @@ from torch import Tensor
 
 from miras.algorithm import GradientDescent, Implicit, LeastSquares
 from miras.bias import L2, Dot, Erase
+from miras.engines import exact
 from miras.layout import Layout
 from miras.memory import Linear
 from miras.retention import EuclideanRetention
@@ -215,7 +216,7 @@ def _inputs(rule: Rule, x: Inputs, where: Layout) -> Inputs:
         # A token of zeros decays nothing, writes nothing and reads nothing: no need to take the padding out.
         valid = where.valid[..., None, None]
         x = {n: torch.where(valid, t, 0.0) for n, t in x.items()}
-    x["eta"] = rule.algorithm.step_size(x["eta"], x["k"])
+    x["eta"] = exact.step_size(rule, x["eta"], x["k"])
     return {"log_alpha": torch.zeros_like(x["eta"][..., :1]), "erase": x["k"], "along": x["k"], **x}
 
 

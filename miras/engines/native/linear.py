@@ -52,7 +52,7 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
     cells = grid(where, TILE, None)
     gates = {n: cells.slots(g, silence(n)) for n, g in gates.items()}
     queries, k, v = (cells.slots(x) for x in (q, k, v))
-    eta = rule.algorithm.step_size(gates["eta"], k)
+    eta = exact.step_size(rule, gates["eta"], k)
     start = in_order(cells, state.dual["w"])
     given = (queries, k, v, eta, gates.get("log_alpha"), gates.get("erase"), gates.get("along"), start)
     kept = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
