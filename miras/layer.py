@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miras.attention import Attention, CacheState, rotate
+from miras.blockwise import EPS, GatedNorm, ShortConv
 from miras.engines import Engine, run
 from miras.errors import UsageError
 from miras.layout import Layout, layout
 from miras.mixer import Mixer
 from miras.rule import Rule, State
-from miras.sources import ShortConv, Sources
+from miras.sources import Sources
 from miras.state import BatchState
 
 
@@ -81,8 +82,8 @@ class MirasLayer(nn.Module):
         if isinstance(rule, Attention):
             return
         assert isinstance(rule, Rule)
-        self.conv = ShortConv(self.qkv.out_features, conv) if conv else None
-        self.norm = nn.RMSNorm(self.head_dim, eps=1e-6)
+        self.conv = ShortConv(self.qkv.out_features, conv, (1 + self.keys) * inner, self.head_dim) if conv else None
+        self.norm = GatedNorm(self.head_dim, eps=1e-6)
         self.out_gate = nn.Linear(dim, inner, bias=False)
         self.gates = Sources(rule, dim, heads, self.head_dim, gates, gate_rank, context)
         for name, leaf in rule.leaves(self.head_dim, self.head_dim).items():
@@ -177,7 +178,8 @@ class MirasLayer(nn.Module):
         where: Layout,
         engine: str | Engine,
     ) -> tuple[Tensor, Any]:
-        q, k = F.normalize(q, dim=-1, eps=1e-6), F.normalize(k, dim=-1, eps=1e-6)
+        if self.conv is None:
+            q, k = F.normalize(q, dim=-1, eps=EPS), F.normalize(k, dim=-1, eps=EPS)
         position = seen[where.row] + where.rank.clamp_min(0)
         if self.rope:
             q, k = rotate(q, position), rotate(k, position.repeat_interleave(max(self.keys, 1), 1))
@@ -185,7 +187,4 @@ class MirasLayer(nn.Module):
         before = state.mixer if state is not None else self.init(where.rows, v)
         y, inner = run(self.rule, q, k, v, gates, before, where=where, engine=engine)
         assert self.norm is not None and self.out_gate is not None
-        y = self.norm(
-            y.to(self.norm.weight.dtype)
-        )  # under autocast y is rounded, and a norm is no place to round again
-        return y * F.silu(self.out_gate(x)).unflatten(-1, (self.heads, -1)), inner
+        return self.norm(y, self.out_gate(x).unflatten(-1, (self.heads, -1))), inner

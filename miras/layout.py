@@ -203,10 +203,8 @@ class Grid:
     def slots(self, x: Tensor, hole: float = 0.0) -> Tensor:
         """Tokens [B, T, H, n] as chunks [M, H, C, n]."""
         if self.index is None:
-            x = x.unflatten(1, (-1, self.chunk)).transpose(0, 1).flatten(0, 1)
-        else:
-            x = take(x.flatten(0, 1), self.index, hole)
-        return x.transpose(1, 2).contiguous()
+            return x.unflatten(1, (-1, self.chunk)).permute(1, 0, 3, 2, 4).contiguous().flatten(0, 1)
+        return take(x.flatten(0, 1), self.index, hole).transpose(1, 2).contiguous()
 
     def tokens(self, y: Tensor) -> Tensor:
         """Chunks [M, H, C, n] as tokens [B, T, H, n], zero where there is padding."""

@@ -1,19 +1,16 @@
-"""What a layer feeds its mixer: a short convolution, and the gates and vectors that a rule reads."""
+"""What a layer feeds its mixer beside queries, keys and values: the gates and vectors that a rule reads."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from miras.bias import Erase
 from miras.errors import UsageError
 from miras.gates import DELTA, ETA, RHO, Gate
-from miras.layout import Layout, take
 from miras.rule import Rule
 
 # exp(-3e-4) = 0.9997: what a memory that decays to zero can bear.
@@ -22,88 +19,6 @@ SLOW_DECAY = -3e-4
 SHORTEST = 8.0
 # Mamba2's time steps at the start, spread over the heads, and its rates (arXiv 2405.21060).
 STEPS, RATES = (1e-1, 1e-3), (1.0, 16.0)
-
-
-class ShortConv(nn.Module):
-    """Causal depthwise convolution over the last `width` tokens of each sequence, then SiLU.
-
-    Args:
-        channels: number of channels.
-        width: tokens seen, the present one included.
-    """
-
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.weight = nn.Parameter(torch.empty(width, channels))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Uniform as PyTorch's own convolutions are."""
-        nn.init.uniform_(self.weight, -1 / math.sqrt(self.width), 1 / math.sqrt(self.width))
-
-    def forward(self, x: Tensor, state: Tensor | None, where: Layout) -> tuple[Tensor, Tensor]:
-        """x [B, T, C], the last width - 1 inputs of each sequence [N, width - 1, C] -> y [B, T, C], the next state."""
-        if state is None:
-            state = x.new_zeros(where.rows, self.width - 1, x.shape[-1])
-        state = state.to(x.dtype)
-        if where.dense:
-            past = torch.cat([state, x], 1)
-            y = _Convolved.apply(past, self.weight.to(past.dtype))
-            assert isinstance(y, Tensor)
-            return y, past[:, where.length :]
-        source = torch.cat([x.flatten(0, 1), state.flatten(0, 1)])
-        y = torch.zeros_like(x)
-        for lag, weight in enumerate(self.weight.flip(0)):
-            token = torch.where(where.valid, where.place(where.row, where.rank - lag, self.width - 1), -1)
-            y = y + take(source, token) * weight
-        rows = torch.arange(where.rows, device=x.device)[:, None]
-        last = where.count[:, None] + torch.arange(1 - self.width, 0, device=x.device)
-        return F.silu(y), take(source, where.place(rows, last, self.width - 1))
-
-
-# Tokens that the convolution works on at a time: few enough for a CPU's cache to hold all taps of them.
-BLOCK = 64
-
-
-class _Convolved(torch.autograd.Function):
-    """silu(sum_j w_j x_{t + j}) for x [B, T + width - 1, C], w [width, C].
-
-    On a CPU block by block: PyTorch's own backward of a depthwise convolution takes three times as long.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        blocks = _blocks(x, weight)
-        return torch.cat([F.silu(_taps(x, weight, t, n)) for t, n in blocks], 1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        grad_x, grad_weight = torch.zeros_like(x), torch.zeros_like(weight)
-        for t, n in _blocks(x, weight):
-            u = torch.ops.aten.silu_backward(grad[:, t : t + n], _taps(x, weight, t, n))
-            for j, tap in enumerate(weight):
-                grad_x[:, t + j : t + j + n].addcmul_(u, tap)
-                grad_weight[j] += (u * x[:, t + j : t + j + n]).sum((0, 1))
-        return grad_x, grad_weight
-
-
-def _blocks(x: Tensor, weight: Tensor) -> list[tuple[int, int]]:
-    """Begin and length of each block of outputs; elsewhere than on a CPU one for all."""
-    length = x.shape[1] - weight.shape[0] + 1
-    block = BLOCK if x.device.type == "cpu" else length
-    return [(t, min(block, length - t)) for t in range(0, length, block)]
-
-
-def _taps(x: Tensor, weight: Tensor, t: int, n: int) -> Tensor:
-    """The convolution at n tokens from t on."""
-    y = x[:, t : t + n] * weight[0]
-    for j, tap in enumerate(weight[1:], 1):
-        y.addcmul_(x[:, t + j : t + j + n], tap)
-    return y
 
 
 class GateMaker(nn.Module):

@@ -31,6 +31,7 @@ ORDER = (
     ("recurrence",),
     ("engines",),
     ("variants",),
+    ("blockwise",),
     ("sources",),
     ("layer",),
     ("model",),

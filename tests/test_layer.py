@@ -15,13 +15,14 @@ from miras import variants
 from miras.algorithm import GradientDescent, Momentum
 from miras.attention import Attention
 from miras.bias import L1, Huber
+from miras.blockwise import BLOCK, GatedNorm, ShortConv
 from miras.errors import UsageError
 from miras.inputs import Inputs
 from miras.layer import LayerState, MirasLayer
 from miras.layout import layout
 from miras.memory import MLP, Vector
 from miras.retention import KL, L2
-from miras.sources import SHORTEST, SLOW_DECAY, GateConstant, GateMaker, ShortConv
+from miras.sources import SHORTEST, SLOW_DECAY, GateConstant, GateMaker
 from miras.state import tensors
 
 DIM, HEADS, CHUNK, LENGTH = 32, 2, 4, 13
@@ -385,24 +386,65 @@ def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(name, options):
         assert parameter.grad.abs().max() > 0, key
 
 
-# -- the short convolution ---------------------------------------------------------------------------------------------
+# -- the short convolution and the gated norm --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("width", [1, 2, 4])
-@pytest.mark.parametrize("length", [1, 3, 9])
-def test_the_short_convolution_is_torchs_causal_depthwise_one(width, length):
-    conv, x = ShortConv(6, width).double(), torch.randn(2, length, 6).double()
-    padded = F.pad(x.mT, (width - 1, 0))
-    expected = F.silu(F.conv1d(padded, conv.weight.t()[:, None], groups=6).mT)
-    dense, state = conv(x, None, layout(2, length))
-    assert_same(dense, expected)
-    assert_same(state, padded.mT[:, length:])
-    # The other branch, which padding and packs take, with nothing to pad.
-    ragged, state = conv(
-        x, None, layout(2, length, mask=torch.cat([torch.ones(1, length), torch.ones(1, length)]).bool())
-    )
-    assert_same(ragged, expected)
-    assert_same(state, padded.mT[:, length:])
+@pytest.mark.parametrize("length", [1, 3, 9, BLOCK + 2])
+@pytest.mark.parametrize("unit", [0, 4])
+def test_the_short_convolution_is_torchs_causal_depthwise_one(width, length, unit):
+    conv = ShortConv(6, width, unit, 2).double()
+    before, x = torch.randn(2, width - 1, 6).double(), torch.randn(2, length, 6).double()
+    wrt = [t.requires_grad_() for t in (before, x, conv.weight)]
+    past = torch.cat([before, x], 1)
+    expected = F.silu(F.conv1d(past.mT, conv.weight.t()[:, None], groups=6).mT)
+    heads = F.normalize(expected[..., :unit].unflatten(-1, (-1, 2)), dim=-1).flatten(-2)
+    expected = torch.cat([heads, expected[..., unit:]], -1)
+    cotangent = torch.randn_like(expected)
+    gradients = torch.autograd.grad(expected, wrt, cotangent)
+    # The other branch is that of padding and packs, with nothing to pad.
+    for where in (layout(2, length), layout(2, length, mask=torch.ones(2, length).bool())):
+        y, state = conv(x, before, where)
+        assert_same(y, expected)
+        assert_same(state, past[:, length:])
+        for got, of in zip(torch.autograd.grad(y, wrt, cotangent), gradients, strict=True):
+            assert_same(got, of)
+
+
+def test_an_empty_head_has_a_gradient():
+    """Below the least norm a head is divided by that one."""
+    conv = ShortConv(2, 1, 2, 2).double()
+    x = torch.full((1, 1, 2), 1e-8).double().requires_grad_()
+    with torch.no_grad():
+        conv.weight.fill_(1.0)
+    y, _ = conv(x, None, layout(1, 1))
+    assert_same(y, F.normalize(F.silu(x), dim=-1, eps=1e-6))
+    (got,), (expected,) = (torch.autograd.grad(z.sum(), x) for z in (y, F.normalize(F.silu(x), dim=-1, eps=1e-6)))
+    assert_same(got, expected)
+
+
+@pytest.mark.parametrize("length", [1, BLOCK, BLOCK + 2])
+def test_the_gated_norm_is_torchs_norm_times_silu(length):
+    norm = GatedNorm(3, eps=1e-6).double()
+    x, gate = (torch.randn(2, length, 2, 3).double().requires_grad_() for _ in range(2))
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(3))
+    expected = F.rms_norm(x, (3,), norm.weight, 1e-6) * F.silu(gate)
+    y = norm(x, gate)
+    assert_same(y, expected)
+    cotangent, wrt = torch.randn_like(y), (x, norm.weight, gate)
+    for got, of in zip(*(torch.autograd.grad(z, wrt, cotangent) for z in (y, expected)), strict=True):
+        assert_same(got, of)
+
+
+def test_the_gated_norm_rounds_once():
+    """Of bfloat16 it computes in float32."""
+    norm = GatedNorm(8, eps=1e-6)
+    x, gate = (torch.randn(1, 4, 2, 8).bfloat16().requires_grad_() for _ in range(2))
+    y = norm(x, gate)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, F.rms_norm(x.float(), (8,), norm.weight, 1e-6) * F.silu(gate.float()))
+    assert norm.bfloat16()(x, gate).dtype == torch.bfloat16
 
 
 def test_the_short_convolution_starts_as_torchs_own():

@@ -68,7 +68,8 @@ class Backwards : public Forwards {
   private:
     // What `learn` left behind, from what was kept; with s'(a) and s''(a) if asked for.
     void again(bool bends) {
-        const real *a = call.a + chunk * wide, *p = call.p + chunk * wide, *u = tokens(call.u);
+        const real *a = call.a + chunk * wide, *p = call.p + chunk * wide;
+        errors(tokens(call.z));
         over(wide, [&](int64_t j) {
             Bend b = bend(Activation(call.activation), load(a + j));
             store(x + j, b.value);
@@ -258,7 +259,7 @@ class Backwards : public Forwards {
 
     // From the cotangents of left1, x, left2 and the keys to those of the tokens and of the weights.
     void back_from_learning() {
-        const real *k = tokens(call.k), *v = tokens(call.v), *u = tokens(call.u), *z = tokens(call.z);
+        const real *k = tokens(call.k), *v = tokens(call.v), *z = tokens(call.z);
         const real *p = call.p + chunk * wide;
         real *to_k = call.to_k + chunk * narrow, *to_v = call.to_v + chunk * narrow;
         real *to_p = spare, *to_a = to_left2;

@@ -50,12 +50,12 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
 
 
 def _every(given: Sequence[Tensor | None], starts: Sequence[Tensor]) -> int:
-    """How many chunks apart kept states are, so that they take no more memory than what is kept of tokens; 0 if nothing
-    is kept.
+    """How many chunks apart kept states are, so that they add an eighth at most to what is kept of tokens; 0 if nothing
+    is kept. States in between are cheap to make again: from the factors of their gradients, which are kept.
     """
     if not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)):
         return 0
     k, start = given[1], starts[0]
     assert k is not None
-    tokens = k.shape[2] * (3 * start.shape[-1] + 4 * k.shape[3])
-    return math.ceil(2 * start[0, 0].numel() / tokens)
+    tokens = k.shape[2] * (3 * start.shape[-1] + 3 * k.shape[3])
+    return math.ceil(8 * 2 * start[0, 0].numel() / tokens)

@@ -19,7 +19,7 @@ class Forwards : public Pairs {
     real *state;
     real *homes[2], *origins[2], *fulls[2], *weights[2], *slope[2];
     real *x, *left2, *hidden_read, *read_x, *centred_x;
-    real *left1, *queries, *scaled, *product;
+    real *left1, *u, *queries, *scaled, *product;
     real *scores, *coefficients;
     // Where the way back gathers the cotangents of bases.
     real *to_state = nullptr, *to_origin[2]{};
@@ -31,7 +31,7 @@ class Forwards : public Pairs {
             for (real **part : {&homes[m], &origins[m], &fulls[m], &weights[m]}) *part = pool.take(size);
         for (int m = 0; m < 2; m++) slope[m] = pool.take(d);
         for (real **part : {&x, &left2, &hidden_read, &read_x, &centred_x}) *part = pool.take(wide);
-        for (real **part : {&left1, &queries, &scaled, &product}) *part = pool.take(narrow);
+        for (real **part : {&left1, &u, &queries, &scaled, &product}) *part = pool.take(narrow);
         scores = pool.take(C * C);
         coefficients = pool.take(3 * C * width);
     }
@@ -99,20 +99,24 @@ class Forwards : public Pairs {
         real *a = call.every ? call.a + chunk * wide : hidden_read;
         real *p = call.every ? call.p + chunk * wide : read_x;
         real *z = call.every ? call.z + chunk * narrow : product;
-        real *u = call.every ? call.u + chunk * narrow : scaled;
-        const real *k = tokens(call.k), *v = tokens(call.v);
-        outer(C, hidden, d, direct(k, d), by_channels(weight[1]), by_tokens(a), false);
+        outer(C, hidden, d, direct(tokens(call.k), d), by_channels(weight[1]), by_tokens(a), false);
         over(wide, [&](int64_t j) {
             Bend b = bend(Activation(call.activation), load(a + j));
             store(x + j, b.value);
             store(left2 + j, b.slope);
         });
         inner(C, d, hidden, by_tokens(x), by_channels(weight[0]), z, false, room);
-        for (int64_t t = 0, at = 0; t < C; t++, at += d)
-            surprise(head, z + at, k + at, v + at, gate(t), call.gate_width, u + at);
+        errors(z);
         outer(C, hidden, d, direct(u, d), by_channels(weight[0]), by_tokens(p), false);
         over(wide, [&](int64_t j) { store(left2 + j, load(left2 + j) * load(p + j) * real(call.rate2)); });
         over(narrow, [&](int64_t j) { store(left1 + j, load(u + j) * real(call.rate1)); });
+    }
+
+    // The gradients of the loss by what the memory answered, before its norm.
+    void errors(const real *z) {
+        const real *k = tokens(call.k), *v = tokens(call.v);
+        for (int64_t t = 0, at = 0; t < C; t++, at += d)
+            surprise(head, z + at, k + at, v + at, gate(t), call.gate_width, u + at);
     }
 
     // The summands of the memory that is read with.

@@ -22,8 +22,8 @@ struct Call {
         *gamma, *beta;
     // Outputs, states at the end, and the duals that the chunks `last` find, if there are such.
     real *y, *end1, *end2, *last1, *last2;
-    // Kept: [M, H, C, hidden] by strips three times, [M, H, C, d] four times; states.
-    real *a, *p, *a_read, *z, *u, *z_read, *change, *states;
+    // Kept: [M, H, C, hidden] by strips three times, [M, H, C, d] three times; states.
+    real *a, *p, *a_read, *z, *z_read, *change, *states;
     // Cotangents of outputs, and of all that was given; those of home, gamma and beta are [N, H, ...].
     const real *from_y, *from_end1, *from_end2, *from_last1, *from_last2;
     real *to_queries, *to_k, *to_v, *to_gate, *to_write, *to_read, *to_eta, *to_start1, *to_start2, *to_origin1,

@@ -23,7 +23,7 @@ GIVEN = (
     *("queries", "k", "v", "gate", "write", "read", "eta", "start1", "start2"),
     *("origin1", "origin2", "home1", "home2", "gamma", "beta"),
 )
-KEPT = ("a", "p", "a_read", "z", "u", "z_read", "change", "states")
+KEPT = ("a", "p", "a_read", "z", "z_read", "change", "states")
 RESULTS = ("y", "end1", "end2", "last1", "last2", *KEPT)
 # Numbers per token: of the bias' gate, of coefficients and of eta.
 WIDTHS = ("gate_width", "width", "eta_width")
@@ -142,7 +142,7 @@ def _empty(
     wide, narrow = (m, heads, size, hidden), (m, heads, size, d)
     none = (0,)
     lasts = [none, none] if last is None else [(n, heads, d, hidden), (n, heads, hidden, d)]
-    kept = [wide, wide, wide, narrow, narrow, narrow, narrow if Model.parse(model).link != "identity" else none]
+    kept = [wide, wide, wide, narrow, narrow, narrow if Model.parse(model).link != "identity" else none]
     states = (n, heads, -(-steps // every), copies, 2, hidden, d) if every else none
     shapes = [narrow, start1.shape, start2.shape, *lasts, *(kept if every else [none] * len(kept)), states]
     return [k.new_empty(shape) for shape in shapes]
@@ -189,15 +189,16 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.tensors = len(tensors)
     ctx.mark_non_differentiable(*output[5:])
     ctx.set_materialize_grads(False)  # or zeros of all that was kept come back
-    ctx.save_for_backward(*tensors, *output)
+    ctx.shapes = [x.shape for x in output[:5]]  # the results themselves are not needed
+    ctx.save_for_backward(*tensors, *output[5:])
 
 
 def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # to be looked at once only, under checkpointing
-    given, where, made = saved[: len(GIVEN)], saved[len(GIVEN) : ctx.tensors], saved[ctx.tensors :]
-    above = [torch.zeros_like(x) if c is None else c for c, x in zip(cotangents[:5], made, strict=False)]
+    given, where, kept = saved[: len(GIVEN)], saved[len(GIVEN) : ctx.tensors], saved[ctx.tensors :]
+    above = [kept[0].new_zeros(s) if c is None else c for c, s in zip(cotangents[:5], ctx.shapes, strict=True)]
     placed = [x for x in where if x is not None]
-    to = torch.ops.miras.scan_backward(above, list(made[5:]), list(given), placed, ctx.model, ctx.every)
+    to = torch.ops.miras.scan_backward(above, list(kept), list(given), placed, ctx.model, ctx.every)
     return *(None if x is None else t for x, t in zip(given, to, strict=True)), *(None for _ in range(6))
 
 

@@ -1,0 +1,186 @@
+"""The element-wise parts of a layer: the short convolution before its memory, the gated norm after it.
+
+Both work on some tokens at a time, so few that a CPU's cache holds all that is between input and output, and keep
+nothing of that for the way back, which computes it again. Operation by operation each pass would go through the
+machine's memory.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from miras.layout import Layout, take
+
+# Tokens at a time, on a CPU; elsewhere all.
+BLOCK = 128
+# The least norm of a query or a key that is scaled to 1.
+EPS = 1e-6
+
+
+def _blocks(tokens: int, device: torch.device) -> list[slice]:
+    size = BLOCK if device.type == "cpu" else tokens
+    return [slice(t, min(t + size, tokens)) for t in range(0, tokens, size)]
+
+
+class ShortConv(nn.Module):
+    """Causal depthwise convolution over the last `width` tokens of each sequence, then SiLU; queries and keys then get
+    norm 1, head by head.
+
+    Args:
+        channels: number of channels.
+        width: tokens seen, the present one included.
+        unit: channels that get norm 1, from the first on.
+        size: channels of a head.
+    """
+
+    def __init__(self, channels: int, width: int, unit: int = 0, size: int = 1) -> None:
+        super().__init__()
+        self.width, self.unit, self.size = width, unit, size
+        self.weight = nn.Parameter(torch.empty(width, channels))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Uniform as PyTorch's own convolutions are."""
+        nn.init.uniform_(self.weight, -1 / math.sqrt(self.width), 1 / math.sqrt(self.width))
+
+    def forward(self, x: Tensor, state: Tensor | None, where: Layout) -> tuple[Tensor, Tensor]:
+        """x [B, T, C], the last width - 1 inputs of each sequence [N, width - 1, C] -> y [B, T, C], the next state."""
+        if state is None:
+            state = x.new_zeros(where.rows, self.width - 1, x.shape[-1])
+        state = state.to(x.dtype)
+        if where.dense:
+            y = _Convolved.apply(state, x, self.weight.to(x.dtype), self.unit, self.size)
+            assert isinstance(y, Tensor)
+            return y, torch.cat([state[:, where.length :], x[:, max(where.length - self.width + 1, 0) :]], 1)
+        source = torch.cat([x.flatten(0, 1), state.flatten(0, 1)])
+        y = torch.zeros_like(x)
+        for lag, weight in enumerate(self.weight.flip(0)):
+            token = torch.where(where.valid, where.place(where.row, where.rank - lag, self.width - 1), -1)
+            y = y + take(source, token) * weight
+        y = F.silu(y)
+        heads = F.normalize(y[..., : self.unit].unflatten(-1, (-1, self.size)), dim=-1, eps=EPS)
+        rows = torch.arange(where.rows, device=x.device)[:, None]
+        last = where.count[:, None] + torch.arange(1 - self.width, 0, device=x.device)
+        after = take(source, where.place(rows, last, self.width - 1))
+        return torch.cat([heads.flatten(-2), y[..., self.unit :]], -1), after
+
+
+class _Convolved(torch.autograd.Function):
+    """z_t = silu(sum_j w_j x_{t - J + j}) for x [B, T, C] after the J inputs before, [B, J, C], and w [J + 1, C]; its
+    first channels as z / |z|.
+
+    PyTorch's own backward of a depthwise convolution takes three times as long on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, before: Tensor, x: Tensor, weight: Tensor, unit: int, size: int) -> Tensor:
+        ctx.save_for_backward(before, x, weight)
+        ctx.unit, ctx.size = unit, size
+        y = torch.empty_like(x)
+        for block in _blocks(x.shape[1], x.device):
+            z = F.silu(_taps(_window(before, x, block), weight), inplace=True)
+            if unit:
+                heads, scale, _ = _norms(z, unit, size)
+                heads.mul_(scale)
+            y[:, block] = z
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        before, x, weight = ctx.saved_tensors
+        to_before, to_x, to_weight = torch.zeros_like(before), torch.zeros_like(x), torch.zeros_like(weight)
+        for block in _blocks(x.shape[1], x.device):
+            window, above = _window(before, x, block), grad[:, block]
+            taps = _taps(window, weight)
+            if ctx.unit:
+                heads, scale, long = _norms(F.silu(taps), ctx.unit, ctx.size)
+                above = above.clone()
+                to_heads = above[..., : ctx.unit].unflatten(-1, (-1, ctx.size))
+                along = (to_heads * heads).sum(-1, keepdim=True).mul_(scale.square()).mul_(long)
+                to_heads.addcmul_(heads, along, value=-1).mul_(scale)
+            u, to_window = torch.ops.aten.silu_backward(above, taps), torch.zeros_like(window)
+            for j, tap in enumerate(weight):
+                seen = slice(j, j + u.shape[1])
+                to_window[:, seen].addcmul_(u, tap)
+                to_weight[j] += (u * window[:, seen]).sum((0, 1))
+            old = max(before.shape[1] - block.start, 0)
+            to_before[:, block.start :] += to_window[:, :old]
+            to_x[:, block.start + old - before.shape[1] : block.stop] += to_window[:, old:]
+        return to_before, to_x, to_weight, None, None
+
+
+def _window(before: Tensor, x: Tensor, block: slice) -> Tensor:
+    """What the convolution at some tokens sees."""
+    begin = block.start - before.shape[1]
+    return x[:, begin : block.stop] if begin >= 0 else torch.cat([before[:, block.start :], x[:, : block.stop]], 1)
+
+
+def _taps(window: Tensor, weight: Tensor) -> Tensor:
+    """The convolution where all of its taps see something."""
+    length = window.shape[1] - weight.shape[0] + 1
+    y = window[:, :length] * weight[0]
+    for j, tap in enumerate(weight[1:], 1):
+        y.addcmul_(window[:, j : j + length], tap)
+    return y
+
+
+def _norms(z: Tensor, unit: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A view of the heads that get norm 1, what to multiply each with, and whether its norm is enough for that."""
+    heads = z[..., :unit].unflatten(-1, (-1, size))
+    norm = torch.linalg.vector_norm(heads, dim=-1, keepdim=True)
+    return heads, norm.clamp_min(EPS).reciprocal_(), norm > EPS
+
+
+class GatedNorm(nn.RMSNorm):
+    """Each head's output over its root mean square, times a gate: y = w (.) x / rms(x) (.) silu(g)."""
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        """x and g [B, T, H, d] -> y [B, T, H, d]."""
+        y = _GatedNorm.apply(x, self.weight, gate, self.eps)
+        assert isinstance(y, Tensor)
+        return y
+
+
+class _GatedNorm(torch.autograd.Function):
+    """In float32 at least: what autocast has rounded is not rounded again before the end."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, gate: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight, gate)
+        ctx.eps = eps
+        y = torch.empty_like(x, dtype=torch.promote_types(weight.dtype, gate.dtype))
+        for block in _blocks(x.shape[1], x.device):
+            unit, _, g = _parts(x, gate, block, eps)
+            y[:, block] = unit.mul_(weight).mul_(F.silu(g))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, gate = ctx.saved_tensors
+        grad_x, grad_gate = torch.empty_like(x), torch.empty_like(gate)
+        grad_weight = torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        for block in _blocks(x.shape[1], x.device):
+            unit, scale, g = _parts(x, gate, block, ctx.eps)
+            above = grad[:, block] * unit
+            lit = F.silu(g)
+            grad_gate[:, block] = torch.ops.aten.silu_backward(above * weight, g)
+            grad_weight += above.mul_(lit).sum((0, 1, 2))
+            to_unit = lit.mul_(grad[:, block]).mul_(weight)
+            along = above.mul_(weight).mean(-1, keepdim=True)
+            grad_x[:, block] = to_unit.addcmul_(unit, along, value=-1).mul_(scale)
+        return grad_x, grad_weight.to(weight.dtype), grad_gate, None
+
+
+def _parts(x: Tensor, gate: Tensor, block: slice, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """x / rms(x), 1 / rms(x) and the gate at some tokens."""
+    x = x[:, block].to(torch.promote_types(x.dtype, torch.float32))
+    scale = (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return x * scale, scale, gate[:, block].to(x.dtype)
