@@ -3,8 +3,8 @@
     python benchmarks/targets.py --threads 1        # about ten minutes
     python benchmarks/targets.py --quick --out -    # tiny sizes, for a check; its numbers mean nothing
 
-All entries of a part take turns in one run and medians are compared; peak memory is measured in a process for each. A
-ratio of times is "so many times as fast".
+All entries of a part take turns in one run and medians are compared; peak memory is the median of three processes for
+each. A ratio of times is "so many times as fast".
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import torch
@@ -117,20 +118,23 @@ class Measured:
 
 
 PASSES = {True: "forward + backward", False: "forward"}
+# Peak memory of one call differs by a tenth from process to process.
+PROCESSES = 3
 HEAD = ("case", "level", "B", "T", "chunk", "ms", "spread", "tokens/s", "of ceiling", "peak MB", "")
 
 
 def measure(
     cases: Mapping[str, tuple[str, Sizes]], rounds: int, told: Callable[[str], None], memory: Sequence[str] = ()
 ) -> Measured:
-    """Peak memory of the cases named, one process each, then the times of all in turn."""
+    """Peak memory of the cases named, the median of some processes each, then the times of all in turn."""
     found, calls = Measured(cases), {}
     for label, (name, sizes) in cases.items():
         try:
             calls[label] = step(build(name, sizes), sizes)
             if label in memory:
                 told(f"memory of {label}")
-                found.peaks[label] = peak_memory(name, sizes, torch.get_num_threads())
+                peaks = (peak_memory(name, sizes, torch.get_num_threads()) for _ in range(PROCESSES))
+                found.peaks[label] = median_low(peaks)
         except MirasError as error:
             found.notes[label] = str(error)
             calls.pop(label, None)
@@ -291,7 +295,7 @@ layer. Models: `tiny`, D = {model.dim}, {model.layers} layers. A line with no ta
 Medians of calls in turn; "spread" is the slowest less the fastest over the median. The ceiling is the rate of a float32
 matrix product of 1,024 x 1,024 x 1,024 between the calls of the same part ({ceilings} GFLOP/s); FLOPs are the useful
 ones by the formula of `miras/bench/flops.py`, what is computed again counts once. Peak memory: resident set of a
-process of its own over its size before the call.
+process of its own over its size before the call, the median of three processes.
 
 {table([row for part in parts for row in part.rows()], HEAD)}
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miras.attention import Attention, CacheState, rotate
-from miras.blockwise import EPS, GatedNorm, ShortConv
 from miras.engines import Engine, run
 from miras.errors import UsageError
 from miras.layout import Layout, layout
 from miras.mixer import Mixer
+from miras.pointwise import EPS, GatedNorm, ShortConv
 from miras.rule import Rule, State
 from miras.sources import Sources
 from miras.state import BatchState

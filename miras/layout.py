@@ -208,10 +208,9 @@ class Grid:
 
     def tokens(self, y: Tensor) -> Tensor:
         """Chunks [M, H, C, n] as tokens [B, T, H, n], zero where there is padding."""
-        y = y.transpose(1, 2)
         if self.back is None:
-            return y.unflatten(0, (-1, self.shape[0])).transpose(0, 1).flatten(1, 2)
-        return take(y.flatten(0, 1), self.back)
+            return y.unflatten(0, (-1, self.shape[0])).permute(1, 0, 3, 2, 4).flatten(1, 2)
+        return take(y.transpose(1, 2).flatten(0, 1), self.back)
 
 
 def grid(where: Layout, chunk: int, offset: Tensor | None) -> Grid:

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miras.blockwise import ShortConv
 from miras.engines import Engine
 from miras.errors import UsageError
 from miras.layer import LayerState, MirasLayer
 from miras.layout import Layout, layout
 from miras.mixer import Mixer
+from miras.pointwise import ShortConv
 from miras.sources import Eraser, GateConstant, GateMaker, Sources, TimeStep
 
 INIT_STD = 0.02

@@ -31,7 +31,7 @@ ORDER = (
     ("recurrence",),
     ("engines",),
     ("variants",),
-    ("blockwise",),
+    ("pointwise",),
     ("sources",),
     ("layer",),
     ("model",),

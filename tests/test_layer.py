@@ -15,12 +15,12 @@ from miras import variants
 from miras.algorithm import GradientDescent, Momentum
 from miras.attention import Attention
 from miras.bias import L1, Huber
-from miras.blockwise import BLOCK, GatedNorm, ShortConv
 from miras.errors import UsageError
 from miras.inputs import Inputs
 from miras.layer import LayerState, MirasLayer
 from miras.layout import layout
 from miras.memory import MLP, Vector
+from miras.pointwise import BLOCK, GatedNorm, ShortConv
 from miras.retention import KL, L2
 from miras.sources import SHORTEST, SLOW_DECAY, GateConstant, GateMaker
 from miras.state import tensors

@@ -11,12 +11,10 @@ from torch import Tensor
 
 from miras.engines.model import link_name, memory_name, reasons
 from miras.engines.native import build, engine, linear
+from miras.engines.native.pointwise import STRIP, WIDEST
 from miras.layout import Layout
 from miras.memory import Linear
 from miras.rule import Gates, Rule, State
-
-# Channels of a head come in strips, and a row of them lies on the stack.
-STRIP, WIDEST = 16, 256
 
 
 def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:

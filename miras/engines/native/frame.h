@@ -28,6 +28,8 @@ struct Call {
     const real *from_y, *from_end1, *from_end2, *from_last1, *from_last2;
     real *to_queries, *to_k, *to_v, *to_gate, *to_write, *to_read, *to_eta, *to_start1, *to_start2, *to_origin1,
         *to_origin2, *to_home1, *to_home2, *to_gamma, *to_beta;
+
+    int64_t programs() const { return sequences * heads; }
 };
 }
 

@@ -28,6 +28,8 @@ struct LinearCall {
     real *error, *states;
     const real *from_y, *from_end;
     real *to_queries, *to_k, *to_v, *to_eta, *to_decay, *to_erase, *to_along, *to_start;
+
+    int64_t programs() const { return sequences * heads; }
 };
 }
 

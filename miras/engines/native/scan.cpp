@@ -22,11 +22,12 @@
 
 #include "backwards.h"
 #include "linear.h"
+#include "pointwise.h"
 
 // Programs are shared out to threads as these become free.
 template <class Program, class Call> void run(const Call &call, void (Program::*way)(int64_t)) {
     std::atomic<int64_t> next{0};
-    int64_t programs = call.sequences * call.heads;
+    const int64_t programs = call.programs();
     auto work = [&] {
         Program program(call);
         for (int64_t i; (i = next++) < programs;) (program.*way)(i);
@@ -41,3 +42,7 @@ extern "C" void scan_forwards(const Call *call) { run(*call, &Forwards::run); }
 extern "C" void scan_backwards(const Call *call) { run(*call, &Backwards::run); }
 extern "C" void linear_forwards(const LinearCall *call) { run(*call, &Linear::forwards); }
 extern "C" void linear_backwards(const LinearCall *call) { run(*call, &Linear::backwards); }
+extern "C" void conv_forwards(const ConvolutionCall *call) { run(*call, &Convolution::forwards); }
+extern "C" void conv_backwards(const ConvolutionCall *call) { run(*call, &Convolution::backwards); }
+extern "C" void norm_forwards(const GatedNormCall *call) { run(*call, &GatedNorm::forwards); }
+extern "C" void norm_backwards(const GatedNormCall *call) { run(*call, &GatedNorm::backwards); }

@@ -1,8 +1,8 @@
 """The element-wise parts of a layer: the short convolution before its memory, the gated norm after it.
 
-Both work on some tokens at a time, so few that a CPU's cache holds all that is between input and output, and keep
-nothing of that for the way back, which computes it again. Operation by operation each pass would go through the
-machine's memory.
+On a CPU they are in C++ (`miras.engines.native.pointwise`). What is here is for GPUs, for other dtypes and head sizes
+and for CPUs without a compiler; on these it works on some tokens at a time, so few that the cache holds all that is
+between input and output. Nothing of that is kept for the way back, which computes it again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from miras.engines.native import pointwise as native
 from miras.layout import Layout, take
 
 # Tokens at a time, on a CPU; elsewhere all.
@@ -55,7 +56,11 @@ class ShortConv(nn.Module):
             state = x.new_zeros(where.rows, self.width - 1, x.shape[-1])
         state = state.to(x.dtype)
         if where.dense:
-            y = _Convolved.apply(state, x, self.weight.to(x.dtype), self.unit, self.size)
+            weight = self.weight.to(x.dtype)
+            if native.runs(x, self.size):
+                y = native.short_conv(state, x, weight, self.unit, self.size, EPS)
+            else:
+                y = _Convolved.apply(state, x, weight, self.unit, self.size)
             assert isinstance(y, Tensor)
             return y, torch.cat([state[:, where.length :], x[:, max(where.length - self.width + 1, 0) :]], 1)
         source = torch.cat([x.flatten(0, 1), state.flatten(0, 1)])
@@ -143,7 +148,11 @@ class GatedNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
         """x and g [B, T, H, d] -> y [B, T, H, d]."""
-        y = _GatedNorm.apply(x, self.weight, gate, self.eps)
+        one_kind = x.dtype == gate.dtype == self.weight.dtype
+        if one_kind and native.runs(x, x.shape[-1]):
+            y = native.gated_norm(x, self.weight, gate, self.eps)
+        else:
+            y = _GatedNorm.apply(x, self.weight, gate, self.eps)
         assert isinstance(y, Tensor)
         return y
 
