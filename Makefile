@@ -1,6 +1,8 @@
 # Two commands do everything on a bare machine with Python and make:  make demo,  make test.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two workers of one thread each; the tests of a file stay together, because they share what takes long to make.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: help setup demo test slow check docs lab bench bench-gpu
 
@@ -18,16 +20,16 @@ demo: setup  ## train five models on the standard library's source and compare t
 	$(BIN)/miras demo --out runs/demo
 
 test: setup  ## the test suite, some minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(PYTEST)
 
 slow: setup  ## the tests that take long
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: setup  ## format, lint, types and tests: what has to be green before a commit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	$(PYTEST)
 
 docs: setup  ## the map of the design space, from the docstrings, and the tables of docs/results.md
 	OMP_NUM_THREADS=1 $(BIN)/python docs/generate.py

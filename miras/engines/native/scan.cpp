@@ -23,6 +23,7 @@
 #include "backwards.h"
 #include "linear.h"
 #include "pointwise.h"
+#include "unrolled.h"
 
 // Programs are shared out to threads as these become free.
 template <class Program, class Call> void run(const Call &call, void (Program::*way)(int64_t)) {
@@ -46,3 +47,5 @@ extern "C" void conv_forwards(const ConvolutionCall *call) { run(*call, &Convolu
 extern "C" void conv_backwards(const ConvolutionCall *call) { run(*call, &Convolution::backwards); }
 extern "C" void norm_forwards(const GatedNormCall *call) { run(*call, &GatedNorm::forwards); }
 extern "C" void norm_backwards(const GatedNormCall *call) { run(*call, &GatedNorm::backwards); }
+extern "C" void unrolled_forwards(const UnrolledCall *call) { run(*call, &Unrolled::forwards); }
+extern "C" void unrolled_backwards(const UnrolledCall *call) { run(*call, &Unrolled::backwards); }
