@@ -627,7 +627,9 @@ def test_parts_survive_their_configuration(part):
 
 
 @pytest.mark.parametrize(
-    "mixer", [*(c.rule for c in RULES), miras.Attention(), miras.Attention(window=7, rope=False)], ids=str
+    "mixer",
+    [*(c.rule for c in RULES), miras.Attention(), miras.Attention(window=7, rope=False)],
+    ids=lambda mixer: str(mixer).partition(" at 0x")[0],  # of a function; workers must agree on names
 )
 def test_mixers_survive_their_configuration(mixer):
     again = mixer_from_config(json.loads(json.dumps(mixer.to_config())))
