@@ -86,7 +86,7 @@ def test_a_table_for_each_kind_of_noise(tmp_path):
         assert [series["x"] for series in curves["series"]] == [[0.0, 0.5]] * 2
 
 
-@pytest.mark.parametrize("scale", [pytest.param(s, marks=[pytest.mark.slow] * (s == "paper")) for s in SCALES])
+@pytest.mark.parametrize("scale", [pytest.param(s, marks=[pytest.mark.slow] * (s != "laptop")) for s in SCALES])
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_is_of_models_of_equal_size(name, scale):
     plan = experiment(name, scale)
