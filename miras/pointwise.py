@@ -56,11 +56,8 @@ class ShortConv(nn.Module):
             state = x.new_zeros(where.rows, self.width - 1, x.shape[-1])
         state = state.to(x.dtype)
         if where.dense:
-            weight = self.weight.to(x.dtype)
-            if native.runs(x, self.size):
-                y = native.short_conv(state, x, weight, self.unit, self.size, EPS)
-            else:
-                y = _Convolved.apply(state, x, weight, self.unit, self.size)
+            given = state, x, self.weight.to(x.dtype), self.unit, self.size
+            y = native.short_conv(*given, EPS) if native.runs(x, self.size) else _Convolved.apply(*given)
             assert isinstance(y, Tensor)
             return y, torch.cat([state[:, where.length :], x[:, max(where.length - self.width + 1, 0) :]], 1)
         source = torch.cat([x.flatten(0, 1), state.flatten(0, 1)])

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from miras.engines.model import link_name, memory_name, reasons
 from miras.engines.native import build, engine, linear
-from miras.engines.native.pointwise import STRIP, WIDEST
 from miras.layout import Layout
 from miras.memory import Linear
 from miras.rule import Gates, Rule, State
@@ -41,10 +40,9 @@ def _reasons(rule: Rule, gates: Gates | None, tokens: tuple[Tensor, Tensor] | No
     if v.device.type != "cpu":
         yield "its kernels run on a CPU"
     sizes = {k.shape[-1], v.shape[-1]}
-    if any(d % STRIP or d > WIDEST for d in sizes) or (len(sizes) > 1 and not isinstance(rule.memory, Linear)):
-        yield (
-            f"its kernels are for heads of a multiple of {STRIP} up to {WIDEST}, not of {k.shape[-1]} and {v.shape[-1]}"
-        )
+    if not all(map(build.fits, sizes)) or (len(sizes) > 1 and not isinstance(rule.memory, Linear)):
+        wanted = f"a multiple of {build.STRIP} up to {build.WIDEST}"
+        yield f"its kernels are for heads of {wanted}, not of {k.shape[-1]} and {v.shape[-1]}"
     if reason := build.missing(build.computed_in(v.dtype)):
         yield reason
 

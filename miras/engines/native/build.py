@@ -22,6 +22,8 @@ SOURCES = sorted(Path(__file__).parent.glob("*.[ch]*"))
 # Nothing of -ffast-math: NaN stays NaN, and rounding is that of the formulas.
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared", "-pthread")
 REAL = {torch.float32: "float", torch.float64: "double"}
+# Channels of a head come in strips, and a row of them lies on the stack.
+STRIP, WIDEST = 16, 256
 CONSTANTS = {
     "NORM_EPS": NORM_EPS,
     "LP_EPS": lp.EPS,
@@ -35,6 +37,11 @@ CONSTANTS = {
 def computed_in(dtype: torch.dtype) -> torch.dtype:
     """What values of a dtype are computed in: the state is at least float32."""
     return torch.promote_types(dtype, torch.float32)
+
+
+def fits(size: int) -> bool:
+    """Whether kernels are for heads of this size."""
+    return size % STRIP == 0 and size <= WIDEST
 
 
 def compiler() -> str | None:

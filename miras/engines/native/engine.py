@@ -68,5 +68,5 @@ def _every(given: Sequence[Tensor | None], starts: Sequence[Tensor]) -> int:
         return 0
     k, start = given[1], starts[0]
     assert k is not None
-    tokens = k.shape[2] * (3 * start.shape[-1] + 3 * k.shape[3])
+    tokens = 3 * k.shape[2] * (start.shape[-1] + k.shape[3])
     return math.ceil(4 * 2 * start[0, 0].numel() / tokens)

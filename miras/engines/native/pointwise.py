@@ -10,19 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from miras.engines.native.build import REAL, library, missing
+from miras.engines.native.build import REAL, fits, library, missing
 from miras.engines.native.scan import point
 
-# Channels of a head come in strips, and a row of them lies on the stack.
-STRIP, WIDEST = 16, 256
 # Tokens of a sequence, or rows, that a program has.
 SEGMENT = 128
 
 
 def runs(x: Tensor, size: int) -> bool:
     """Whether the kernels are for such tensors, in heads of this size."""
-    plain = x.device.type == "cpu" and x.dtype in REAL and size % STRIP == 0 and size <= WIDEST
-    return plain and missing(x.dtype) is None
+    return x.device.type == "cpu" and x.dtype in REAL and fits(size) and missing(x.dtype) is None
 
 
 def _fields(sizes: str, tensors: str) -> Any:
