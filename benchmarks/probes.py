@@ -3,12 +3,14 @@
 python benchmarks/probes.py --threads 1
 python benchmarks/probes.py --threads 1 --compile     # compiled layers instead, some minutes
 python benchmarks/probes.py --threads 1 --gradients   # which rules' outer gradients grow with the length
+python benchmarks/probes.py --threads 1 --writes      # how much of a value fresh memories give back
 """
 
 import argparse
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from miras.algorithm import GradientDescent, Momentum
 from miras.bench.memory import high_water
 from miras.bench.timing import alternate
 from miras.engines import chunk, unroll
+from miras.gates import silence
 from miras.memory import MLP
 from miras.model import Miras
 from miras.variants import pattern, variant
@@ -157,12 +160,39 @@ def _norms(rule: Rule, times: Sequence[int]) -> list[str]:
     return [f"{norm:.2g}" for norm in norms]
 
 
+def writes(d: int = 32) -> None:
+    """Cosine of what a fresh memory answers to its keys with their values, both less their means over all pairs, by the
+    size of the values' entries and of the initial W1; gates as a fresh layer has them, chunk 16.
+    """
+    sizes = tuple(itertools.product((8, 64), (0.1, 1.0)))
+    print("pairs, size of values:", *sizes)
+    for name in ("yaad", "moneta", "memora", "titans"):
+        for spread in (1.0, 0.3):
+            rule = replace(variant(name), memory=MLP(spread=spread))
+            print(f"{name}, W1 of {spread}:", *(f"{_written(rule, d, *size):.2f}" for size in sizes))
+    print("gated_deltanet:", *(f"{_written(variant('gated_deltanet'), d, *size):.2f}" for size in sizes))
+
+
+@torch.no_grad()
+def _written(rule: Rule, d: int, pairs: int, size: float, heads: int = 64) -> float:
+    torch.manual_seed(0)
+    weights = rule.initial(heads, d, d)
+    k, v = F.normalize(torch.randn(1, pairs, heads, d), dim=-1), size * torch.randn(1, pairs, heads, d)
+    gates = {gate.name: torch.full((1, pairs, heads, 1), gate.init) for gate in rule.gates}
+    _, state = run(rule, k, k, v, gates, rule.init(weights, rule.initial_slow(heads, d, d)))
+    # The keys again, with nothing learned and nothing forgotten.
+    still = {n: g if n == "theta" else torch.full_like(g, silence(n)) for n, g in gates.items()}
+    y, _ = run(rule, k, k, v, still, state)
+    return F.cosine_similarity(y - y.mean(1, True), v - v.mean(1, True), dim=-1).mean().item()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--gradients", action="store_true")
+    parser.add_argument("--writes", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.compile:
@@ -170,6 +200,9 @@ def main() -> None:
         return
     if options.gradients:
         gradients()
+        return
+    if options.writes:
+        writes()
         return
     traffic(options.rounds)
     segments(options.rounds)

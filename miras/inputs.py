@@ -13,6 +13,7 @@ WORDS = {
     "delta": ("layer", "constant"),
     "key": ("own", "forgotten"),
     "query": ("own", "corrected"),
+    "value": ("own", "normed"),
 }
 
 
@@ -28,6 +29,8 @@ class Inputs:
         delta: threshold of `Huber`: "layer", a map of the token, or "constant", a learned number per head.
         key: "own", a map of the token, or "forgotten", 1 - alpha (HGRN2).
         query: "own", or "corrected", q - d k with a learned d per head (Comba).
+        value: "own", a map of the token, or "normed", that over its root mean square in each head: the size of what a
+            memory that ends in LN can write.
 
     Raises:
         UsageError: another word, or a tie of one gate alone.
@@ -38,6 +41,7 @@ class Inputs:
     delta: Literal["layer", "constant"] = "layer"
     key: Literal["own", "forgotten"] = "own"
     query: Literal["own", "corrected"] = "own"
+    value: Literal["own", "normed"] = "own"
 
     def __post_init__(self) -> None:
         for name, known in WORDS.items():

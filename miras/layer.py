@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miras.attention import Attention, CacheState, rotate
@@ -14,7 +14,7 @@ from miras.engines import Engine, run
 from miras.errors import UsageError
 from miras.layout import Layout, layout
 from miras.mixer import Mixer
-from miras.pointwise import EPS, GatedNorm, ShortConv
+from miras.pointwise import GatedNorm, ShortConv, to_norm
 from miras.rule import Rule, State
 from miras.sources import Sources
 from miras.state import BatchState
@@ -82,7 +82,10 @@ class MirasLayer(nn.Module):
         if isinstance(rule, Attention):
             return
         assert isinstance(rule, Rule)
-        self.conv = ShortConv(self.qkv.out_features, conv, (1 + self.keys) * inner, self.head_dim) if conv else None
+        self.value_norm = math.sqrt(self.head_dim) if rule.inputs.value == "normed" else 0.0
+        if conv:
+            unit = (1 + self.keys) * inner
+            self.conv = ShortConv(self.qkv.out_features, conv, unit, self.head_dim, self.value_norm)
         self.norm = GatedNorm(self.head_dim, eps=1e-6)
         self.out_gate = nn.Linear(dim, inner, bias=False)
         self.gates = Sources(rule, dim, heads, self.head_dim, gates, gate_rank, context)
@@ -179,7 +182,8 @@ class MirasLayer(nn.Module):
         engine: str | Engine,
     ) -> tuple[Tensor, Any]:
         if self.conv is None:
-            q, k = F.normalize(q, dim=-1, eps=EPS), F.normalize(k, dim=-1, eps=EPS)
+            q, k = to_norm(q, 1.0), to_norm(k, 1.0)
+            v = to_norm(v, self.value_norm) if self.value_norm else v
         position = seen[where.row] + where.rank.clamp_min(0)
         if self.rope:
             q, k = rotate(q, position), rotate(k, position.repeat_interleave(max(self.keys, 1), 1))

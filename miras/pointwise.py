@@ -31,18 +31,19 @@ def _blocks(tokens: int, device: torch.device) -> list[slice]:
 
 class ShortConv(nn.Module):
     """Causal depthwise convolution over the last `width` tokens of each sequence, then SiLU; queries and keys then get
-    norm 1, head by head.
+    norm 1, head by head, and values norm `rest` if that is not 0.
 
     Args:
         channels: number of channels.
         width: tokens seen, the present one included.
         unit: channels that get norm 1, from the first on.
         size: channels of a head.
+        rest: norm of the heads behind these, 0: as they are.
     """
 
-    def __init__(self, channels: int, width: int, unit: int = 0, size: int = 1) -> None:
+    def __init__(self, channels: int, width: int, unit: int = 0, size: int = 1, rest: float = 0.0) -> None:
         super().__init__()
-        self.width, self.unit, self.size = width, unit, size
+        self.width, self.unit, self.size, self.rest = width, unit, size, rest
         self.weight = nn.Parameter(torch.empty(width, channels))
         self.reset_parameters()
 
@@ -56,7 +57,7 @@ class ShortConv(nn.Module):
             state = x.new_zeros(where.rows, self.width - 1, x.shape[-1])
         state = state.to(x.dtype)
         if where.dense:
-            given = state, x, self.weight.to(x.dtype), self.unit, self.size
+            given = state, x, self.weight.to(x.dtype), self.unit, self.size, self.rest
             y = native.short_conv(*given, EPS) if native.runs(x, self.size) else _Convolved.apply(*given)
             assert isinstance(y, Tensor)
             return y, torch.cat([state[:, where.length :], x[:, max(where.length - self.width + 1, 0) :]], 1)
@@ -66,47 +67,47 @@ class ShortConv(nn.Module):
             token = torch.where(where.valid, where.place(where.row, where.rank - lag, self.width - 1), -1)
             y = y + take(source, token) * weight
         y = F.silu(y)
-        heads = F.normalize(y[..., : self.unit].unflatten(-1, (-1, self.size)), dim=-1, eps=EPS)
+        heads = y.unflatten(-1, (-1, self.size))
+        unit, rest = heads.split([self.unit // self.size, heads.shape[-2] - self.unit // self.size], -2)
+        y = torch.cat([to_norm(unit, 1.0), to_norm(rest, self.rest) if self.rest else rest], -2).flatten(-2)
         rows = torch.arange(where.rows, device=x.device)[:, None]
         last = where.count[:, None] + torch.arange(1 - self.width, 0, device=x.device)
         after = take(source, where.place(rows, last, self.width - 1))
-        return torch.cat([heads.flatten(-2), y[..., self.unit :]], -1), after
+        return y, after
 
 
 class _Convolved(torch.autograd.Function):
-    """z_t = silu(sum_j w_j x_{t - J + j}) for x [B, T, C] after the J inputs before, [B, J, C], and w [J + 1, C]; its
-    first channels as z / |z|.
+    """z_t = silu(sum_j w_j x_{t - J + j}) for x [B, T, C] after the J inputs before, [B, J, C], and w [J + 1, C]; heads
+    that get a norm n as n z / |z|.
 
     PyTorch's own backward of a depthwise convolution takes three times as long on a CPU.
     """
 
     @staticmethod
-    def forward(ctx: Any, before: Tensor, x: Tensor, weight: Tensor, unit: int, size: int) -> Tensor:
+    def forward(ctx: Any, before: Tensor, x: Tensor, weight: Tensor, *norms: Any) -> Tensor:
         ctx.save_for_backward(before, x, weight)
-        ctx.unit, ctx.size = unit, size
+        ctx.norms = norms
         y = torch.empty_like(x)
         for block in _blocks(x.shape[1], x.device):
             z = F.silu(_taps(_window(before, x, block), weight), inplace=True)
-            if unit:
-                heads, scale, _ = _norms(z, unit, size)
-                heads.mul_(scale)
+            heads, scale, _ = _normed(z, *norms)
+            heads.mul_(scale)
             y[:, block] = z
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         before, x, weight = ctx.saved_tensors
         to_before, to_x, to_weight = torch.zeros_like(before), torch.zeros_like(x), torch.zeros_like(weight)
         for block in _blocks(x.shape[1], x.device):
             window, above = _window(before, x, block), grad[:, block]
             taps = _taps(window, weight)
-            if ctx.unit:
-                heads, scale, long = _norms(F.silu(taps), ctx.unit, ctx.size)
-                above = above.clone()
-                to_heads = above[..., : ctx.unit].unflatten(-1, (-1, ctx.size))
-                along = (to_heads * heads).sum(-1, keepdim=True).mul_(scale.square()).mul_(long)
-                to_heads.addcmul_(heads, along, value=-1).mul_(scale)
+            heads, scale, square = _normed(F.silu(taps), *ctx.norms)
+            above = above.clone()
+            to_heads = above[..., : heads.shape[-2] * heads.shape[-1]].unflatten(-1, heads.shape[-2:])
+            along = (to_heads * heads).sum(-1, keepdim=True).div_(square)
+            to_heads.addcmul_(heads, along, value=-1).mul_(scale)
             u, to_window = torch.ops.aten.silu_backward(above, taps), torch.zeros_like(window)
             for j, tap in enumerate(weight):
                 seen = slice(j, j + u.shape[1])
@@ -115,7 +116,7 @@ class _Convolved(torch.autograd.Function):
             old = max(before.shape[1] - block.start, 0)
             to_before[:, block.start :] += to_window[:, :old]
             to_x[:, block.start + old - before.shape[1] : block.stop] += to_window[:, old:]
-        return to_before, to_x, to_weight, None, None
+        return to_before, to_x, to_weight, None, None, None
 
 
 def _window(before: Tensor, x: Tensor, block: slice) -> Tensor:
@@ -133,11 +134,18 @@ def _taps(window: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-def _norms(z: Tensor, unit: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A view of the heads that get norm 1, what to multiply each with, and whether its norm is enough for that."""
-    heads = z[..., :unit].unflatten(-1, (-1, size))
+def to_norm(heads: Tensor, norm: float) -> Tensor:
+    """Heads [..., d] at a norm, 0 as it is."""
+    return F.normalize(heads, dim=-1, eps=EPS) * norm
+
+
+def _normed(z: Tensor, unit: int, size: int, rest: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A view of the heads that get a norm, what to multiply each with, and its squared norm, inf if it is too short."""
+    heads = (z if rest else z[..., :unit]).unflatten(-1, (-1, size))
     norm = torch.linalg.vector_norm(heads, dim=-1, keepdim=True)
-    return heads, norm.clamp_min(EPS).reciprocal_(), norm > EPS
+    scale = norm.clamp_min(EPS).reciprocal_()
+    scale[..., unit // size :, :] *= rest
+    return heads, scale, torch.where(norm > EPS, norm.square(), torch.inf)
 
 
 class GatedNorm(nn.RMSNorm):

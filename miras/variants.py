@@ -18,6 +18,9 @@ from miras.mixer import Mixer
 from miras.rule import Rule
 
 DEFAULT_CHUNK = 16
+DESCENT = GradientDescent(rate="input")
+# Size of the initial W1 where bias or retention allow only a small eta.
+SMALL = 0.3
 
 
 def moneta(chunk: int = DEFAULT_CHUNK, letter: bool = False) -> Rule:
@@ -25,11 +28,11 @@ def moneta(chunk: int = DEFAULT_CHUNK, letter: bool = False) -> Rule:
 
     Args:
         chunk: tokens per chunk.
-        letter: the paper's letter, decay to zero; else decay to the learned initial memory, which is stable at any
-            length.
+        letter: the paper's letter, decay to zero and values as they are; else decay to the learned initial memory,
+            which is stable at any length, values of the size of what the memory writes, and a small W1.
     """
     gate = retention.Lq(q=4.0, link="paper", to="zero" if letter else "initial")
-    return Rule(memory.MLP(), bias.Lp(p=3.0), gate, GradientDescent(rate="input"), chunk)
+    return _deep(bias.Lp(p=3.0), gate, chunk, letter, spread=SMALL)
 
 
 def yaad(chunk: int = DEFAULT_CHUNK, letter: bool = False) -> Rule:
@@ -37,12 +40,12 @@ def yaad(chunk: int = DEFAULT_CHUNK, letter: bool = False) -> Rule:
 
     Args:
         chunk: tokens per chunk.
-        letter: the paper's letter, decay to zero and the mixture of its eq. 16; else decay to the learned initial
-            memory and the coordinate-wise Huber loss of eq. 14, which is continuous.
+        letter: the paper's letter, as of `moneta`, and the mixture of its eq. 16; else the coordinate-wise Huber loss
+            of eq. 14, which is continuous.
     """
     form = "mixture" if letter else "coordinate"
     gate = retention.L2(to="zero" if letter else "initial")
-    return Rule(memory.MLP(), bias.Huber(form=form), gate, GradientDescent(rate="input"), chunk)
+    return _deep(bias.Huber(form=form), gate, chunk, letter)
 
 
 def memora(chunk: int = DEFAULT_CHUNK, letter: bool = False) -> Rule:
@@ -50,10 +53,10 @@ def memora(chunk: int = DEFAULT_CHUNK, letter: bool = False) -> Rule:
 
     Args:
         chunk: tokens per chunk.
-        letter: the paper's letter, decay to the uniform simplex; else decay to the learned initial memory.
+        letter: the paper's letter, as of `moneta`, with decay to the uniform simplex.
     """
     gate = retention.KL(to="zero" if letter else "initial")
-    return Rule(memory.MLP(), bias.L2(), gate, GradientDescent(rate="input"), chunk)
+    return _deep(bias.L2(), gate, chunk, letter, spread=SMALL)
 
 
 def titans(chunk: int = DEFAULT_CHUNK) -> Rule:
@@ -62,7 +65,7 @@ def titans(chunk: int = DEFAULT_CHUNK) -> Rule:
     Args:
         chunk: tokens per chunk.
     """
-    return Rule(memory.MLP(), bias.L2(), retention.L2(to="initial"), Momentum(rate="input"), chunk)
+    return _deep(bias.L2(), retention.L2(to="initial"), chunk, learner=Momentum(rate="input"))
 
 
 def atlas(chunk: int = DEFAULT_CHUNK, window: int = 4, step_at: Literal["token", "chunk"] = "token") -> Rule:
@@ -111,6 +114,19 @@ def ttt_mlp(chunk: int = DEFAULT_CHUNK) -> Rule:
     """
     net = memory.MLP(activation="gelu_tanh", bias=True)
     return Rule(net, bias.L2(), retention.NoRetention(), MiniBatch(rate="input"), chunk)
+
+
+def _deep(
+    loss: bias.Bias,
+    gate: retention.Retention,
+    chunk: int,
+    letter: bool = False,
+    learner: Algorithm = DESCENT,
+    spread: float = 1.0,
+) -> Rule:
+    """A rule of the paper's memory."""
+    inputs = Inputs(value="own" if letter else "normed")
+    return Rule(memory.MLP(spread=1.0 if letter else spread), loss, gate, learner, chunk, inputs=inputs)
 
 
 def _matrix(loss: bias.Bias, gate: retention.Retention, learner: Algorithm | None = None, **frame: Any) -> Rule:

@@ -327,6 +327,28 @@ def test_a_constant_delta_is_learned_and_the_same_for_all_tokens():
         Inputs(delta="fixed")
 
 
+@pytest.mark.parametrize("options", [{}, {"conv": 0}], ids=str)
+def test_values_may_have_the_size_of_what_a_layer_norm_gives(monkeypatch, options):
+    sizes = []
+
+    def run(rule, q, k, v, *rest, **more):
+        sizes.append(v.square().mean(-1))
+        return miras.run(rule, q, k, v, *rest, **more)
+
+    monkeypatch.setattr("miras.layer.run", run)
+    for value in ("normed", "own"):
+        rule = replace(variants.yaad(), inputs=Inputs(value=value))
+        MirasLayer(DIM, HEADS, rule, **options)(torch.randn(2, 9, DIM))
+    torch.testing.assert_close(sizes[0], torch.ones(2, 9, HEADS))
+    assert sizes[1].std() > 0.01
+
+
+@pytest.mark.parametrize("name", ["moneta", "yaad", "memora"])
+def test_the_letter_leaves_values_as_they_are(name):
+    preset = getattr(variants, name)
+    assert (preset().inputs.value, preset(letter=True).inputs.value) == ("normed", "own")
+
+
 def test_models_with_gates_of_their_own_get_them():
     one = torch.ones(1, 3, 4, 1)
     retnet = given("retnet")
@@ -391,15 +413,15 @@ def test_every_parameter_gets_a_finite_gradient_that_is_not_zero(name, options):
 
 @pytest.mark.parametrize("width", [1, 2, 4])
 @pytest.mark.parametrize("length", [1, 3, 9, BLOCK + 2])
-@pytest.mark.parametrize("unit", [0, 4])
-def test_the_short_convolution_is_torchs_causal_depthwise_one(width, length, unit):
-    conv = ShortConv(6, width, unit, 2).double()
+@pytest.mark.parametrize(("unit", "rest"), [(0, 0.0), (4, 0.0), (4, 1.5), (0, 1.5)])
+def test_the_short_convolution_is_torchs_causal_depthwise_one(width, length, unit, rest):
+    conv = ShortConv(6, width, unit, 2, rest).double()
     before, x = torch.randn(2, width - 1, 6).double(), torch.randn(2, length, 6).double()
     wrt = [t.requires_grad_() for t in (before, x, conv.weight)]
     past = torch.cat([before, x], 1)
     expected = F.silu(F.conv1d(past.mT, conv.weight.t()[:, None], groups=6).mT)
-    heads = F.normalize(expected[..., :unit].unflatten(-1, (-1, 2)), dim=-1).flatten(-2)
-    expected = torch.cat([heads, expected[..., unit:]], -1)
+    heads = F.normalize(expected.unflatten(-1, (-1, 2)), dim=-1).flatten(-2)
+    expected = torch.cat([heads[..., :unit], rest * heads[..., unit:] if rest else expected[..., unit:]], -1)
     cotangent = torch.randn_like(expected)
     gradients = torch.autograd.grad(expected, wrt, cotangent)
     # The other branch is that of padding and packs, with nothing to pad.

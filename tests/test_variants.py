@@ -88,7 +88,7 @@ DEEP = {
     ("yaad", False): ("yaad", "initial"),
     ("yaad", True): ("yaad_mixture", "zero"),
     ("moneta", False): ("moneta", "initial"),
-    ("moneta", True): ("moneta", "zero"),
+    ("moneta", True): ("moneta_letter", "zero"),
     ("memora", False): ("memora", "initial"),
     ("memora", True): ("memora", "zero"),
     ("titans", False): ("titans", "initial"),

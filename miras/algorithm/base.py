@@ -28,7 +28,7 @@ class Algorithm(Axis):
     law: ClassVar[tuple[str, ...]] = ("eta_t {grad}",)  # step_t in plain characters, and what it is made of
     slots: ClassVar[int] = 0  # how many tensors of the state's shape it carries
     resets: ClassVar[bool] = False  # its slots are zero again where a chunk begins
-    eta_limit: ClassVar[float] = 1.0  # largest eta at which a rule stays stable whose bias saturates
+    eta_limit: ClassVar[float] = 1.0  # largest eta at which a rule stays stable
     steps: int = 1  # gradient steps a token takes, each with a key and a value of its own
 
     @abstractmethod

@@ -45,9 +45,8 @@ class Momentum(LinearAlgorithm):
 
     Choose it where what surprises should colour the tokens after it as well: Titans' algorithm. It costs one more copy
     of the memory in the state, and a large theta makes a repeated key overshoot: a gradient that stays is stepped by
-    eta / (1 - theta) in the end, ten times eta at the theta that layers start with. With `L2` and `Lp` above 2 that is
-    harmless. With a bias that saturates (`Huber`, `L1`, `Lp` below 2) outer gradients grow with the length, so eta
-    ranges to an eighth there; with `Huber` and `KL` they grow nonetheless at 2,048 tokens (`docs/log.md`).
+    eta / (1 - theta) in the end, ten times eta at the theta that layers start with. So eta ranges to an eighth. With
+    `Huber` and `KL` outer gradients grow nonetheless at 2,048 tokens (`docs/log.md`).
 
     Args:
         rate: "none" or "input", see `Algorithm`.

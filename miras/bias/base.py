@@ -25,7 +25,6 @@ class Bias(Axis):
     axis = "bias"
     gates: ClassVar[tuple[Gate, ...]] = ()
     eta_limit: ClassVar[float] = 1.0  # largest eta at which a rule stays stable
-    saturates: ClassVar[bool] = False  # its gradient stops growing, or nearly so, before the error does
     clip: bool
 
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,8 +37,6 @@ class Huber(Bias):
         form: "coordinate", "norm" or "mixture".
         clip: shorten each token's gradient to norm sqrt(d).
     """
-
-    saturates: ClassVar[bool] = True
 
     form: Literal["coordinate", "norm", "mixture"] = "coordinate"
     clip: bool = False

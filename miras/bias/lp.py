@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -68,11 +68,6 @@ class Lp(Bias):
         steep = self.p * (self.p - 1) * 2 ** (self.p - 2) if self.p > 2 else _slope(self.p, self.form, self.sharpness)
         return 1 / max(1.0, steep)
 
-    @property
-    def saturates(self) -> bool:
-        """Below p = 2 its gradient grows less than the error."""
-        return self.p < 2
-
     def loss(self, y: Tensor, v: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
         return ((y - v).square() + EPS).pow(self.p / 2).sum(-1)
 
@@ -97,8 +92,6 @@ class L1(Bias):
         sharpness: a of the paper's form.
         clip: shorten each token's gradient to norm sqrt(d), which it never exceeds: without effect here.
     """
-
-    saturates: ClassVar[bool] = True
 
     form: Literal["smooth", "paper"] = "smooth"
     sharpness: float = 10.0

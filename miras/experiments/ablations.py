@@ -9,7 +9,7 @@ from miras import bias, memory, retention
 from miras.algorithm import Momentum
 from miras.evaluate.tasks import Positions
 from miras.experiments.plan import Model, Scale, TextExperiment, model
-from miras.inputs import Inputs
+from miras.rule import Rule
 from miras.variants import memora, moneta, yaad
 
 YAAD, MONETA, MEMORA = yaad(), moneta(), memora()
@@ -21,7 +21,8 @@ def parts(scale: Scale) -> TextExperiment:
     """Yaad without each of its parts, and with others in their place."""
     changed: dict[str, Model] = {
         "yaad": model(YAAD),
-        "constant delta": model(replace(YAAD, inputs=Inputs(delta="constant"))),
+        "constant delta": model(replace(YAAD, inputs=replace(YAAD.inputs, delta="constant"))),
+        "values as they are": model(replace(YAAD, inputs=replace(YAAD.inputs, value="own"))),
         "l_2 bias": model(replace(YAAD, bias=bias.L2())),
         "l_1 bias": model(replace(YAAD, bias=bias.L1(form="paper"))),
         "norm-wise Huber": model(replace(YAAD, bias=bias.Huber(form="norm"))),
@@ -46,7 +47,8 @@ def parts(scale: Scale) -> TextExperiment:
 def exponents(scale: Scale) -> TextExperiment:
     """p and q of Moneta."""
     changed = {"moneta": model(MONETA)}
-    changed |= {f"p = {p:g}": model(replace(MONETA, bias=bias.Lp(p=p, clip=p > 2))) for p in P if p != 3}
+    losses = {f"p = {p:g}": bias.Lp(p=p, clip=p > 2) for p in P if p != 3}
+    changed |= {name: model(_with_memory(replace(MONETA, bias=loss))) for name, loss in losses.items()}
     gate = MONETA.retention
     changed |= {f"q = {q:g}": model(replace(MONETA, retention=replace(gate, q=q))) for q in Q if q != 4}  # type: ignore[call-arg]
     claim = "p = 3 is best and p = 4 worst of 1 to 4; q changes how the model scales with context (figure 4)."
@@ -65,9 +67,15 @@ def space(scale: Scale) -> TextExperiment:
     ):
         name = ", ".join(filter(None, (loss, gate, learner)))
         rule = replace(YAAD, bias=bias_, retention=retention_, algorithm=algorithm, link_at=None)
-        changed[known.get(name, name)] = model(rule)
+        changed[known.get(name, name)] = model(_with_memory(rule))
     claim = "Nothing: the paper tests neither momentum nor its biases with each other's retention."
     return _ablation("Biases, retentions and momentum", claim, changed, "yaad", scale)
+
+
+def _with_memory(rule: Rule) -> Rule:
+    """A rule with the initial memory of Moneta and Memora, if its eta is small as theirs, else with Yaad's."""
+    small = rule.bias.eta_limit * rule.retention.eta_limit <= MEMORA.retention.eta_limit
+    return replace(rule, memory=MEMORA.memory if small else YAAD.memory)
 
 
 def _ablation(title: str, claim: str, changed: dict[str, Model], baseline: str, scale: Scale) -> TextExperiment:

@@ -21,7 +21,8 @@ class MLP(Deep):
     """M(x) = x + LN(W1 gelu(W2 x)), the paper's memory (arXiv 2504.13173, section 5.4), in k layers.
 
     W1 is the outermost matrix, W_k reads the key. The scale and shift of LN are slow parameters. Initial entries have
-    std 1 where a unit-norm key is read, so that pre-activations are of order 1, and 1/sqrt(h) behind a hidden layer.
+    std 1 where a unit-norm key is read, so that pre-activations are of order 1, and 1/sqrt(h) behind a hidden layer,
+    W1's times `spread`: LN divides by the size of what W1 gives, so that a small W1 learns much from a small eta.
 
     Choose it where quality counts for more than speed: it is the memory of the paper's three models and of Titans. It
     wants `rate="input"` and decay to the initial memory, and on a CPU it trains more slowly than attention at short
@@ -33,6 +34,7 @@ class MLP(Deep):
         activation: "gelu", "gelu_tanh" (its approximation by tanh, TTT's) or "silu".
         residual: add x.
         norm: apply LN.
+        spread: size of the initial W1.
         bias: every matrix has a last column that a constant 1 is the input of, a bias that is learned with the rest.
     """
 
@@ -41,11 +43,14 @@ class MLP(Deep):
     activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
     residual: bool = True
     norm: bool = True
+    spread: float = 1.0
     bias: bool = False
 
     def __post_init__(self) -> None:
         if self.layers < 1 or self.expansion < 1:
             raise UsageError(f"MLP: layers and expansion must be at least 1, got {self.layers} and {self.expansion}.")
+        if not 0 < self.spread <= 1:
+            raise UsageError(f"MLP: spread must be more than 0 and at most 1, got {self.spread}.")
         if self.activation not in ACTIVATIONS:
             raise UsageError(f"MLP: activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}.")
 
@@ -67,7 +72,8 @@ class MLP(Deep):
             # A unit-norm key or hidden units of order 1, and the 1. A bias is drawn as one more weight: it is where
             # learning starts from, the variance of the sum stays 1, and random offsets tell hidden units apart.
             power = (1.0 if first else float(hidden)) + self.bias
-            leaves[f"w{i}"] = Leaf(rows, cols, channel, simplex, power, 1 / math.sqrt(power))
+            std = (self.spread if last else 1.0) / math.sqrt(power)
+            leaves[f"w{i}"] = Leaf(rows, cols, channel, simplex, power, std)
         return leaves
 
     def core(self, weights: Weights, x: Tensor) -> Tensor:

@@ -153,11 +153,9 @@ class Rule(Mixer):
     @property
     def gates(self) -> tuple[Gate, ...]:
         """Gates of all axes. Within a chunk gradients are stale: a key repeated C times is stepped C eta times, so eta
-        ranges to min(1, 16 / chunk), times the own limits of bias, retention and, where the bias saturates, algorithm.
+        ranges to min(1, 16 / chunk), times the own limits of bias, retention and algorithm.
         """
-        limit = min(1.0, 16 / self.chunk) * self.bias.eta_limit * self.retention.eta_limit
-        # Momentum repeats steps. A saturated gradient stays as large as it is while they correct the error.
-        limit *= self.algorithm.eta_limit if self.bias.saturates else 1.0
+        limit = min(1.0, 16 / self.chunk) * self.bias.eta_limit * self.retention.eta_limit * self.algorithm.eta_limit
         gates = self.bias.gates + self.retention.gates + self.algorithm.gates
         gates += (GAMMA,) if self.window > 1 else ()
         return tuple(replace(g, high=limit, init=g.init * limit) if g.name == "eta" else g for g in gates)

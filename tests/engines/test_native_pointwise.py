@@ -34,9 +34,11 @@ SIZES = [1, 3, pointwise.SEGMENT, pointwise.SEGMENT + 1, 2 * pointwise.SEGMENT +
 
 
 @pytest.mark.parametrize("tokens", SIZES)
-@pytest.mark.parametrize(("width", "unit"), [(4, 32), (4, 0), (1, 16), (6, 48)])
-def test_the_convolution(monkeypatch, tokens, width, unit):
-    conv = ShortConv(48, width, unit, 16).double()
+@pytest.mark.parametrize(
+    ("width", "unit", "rest"), [(4, 32, 4.0), (4, 32, 0.0), (4, 0, 0.0), (1, 16, 0.5), (6, 48, 0.0)]
+)
+def test_the_convolution(monkeypatch, tokens, width, unit, rest):
+    conv = ShortConv(48, width, unit, 16, rest).double()
     before, x = draw(2, width - 1, 48), draw(2, tokens, 48)
     where = layout(2, tokens)
     assert_native_is_torchs(monkeypatch, lambda: conv(x, before, where)[0], (before, x, conv.weight))
@@ -49,8 +51,9 @@ def test_the_gated_norm(monkeypatch, tokens):
     assert_native_is_torchs(monkeypatch, lambda: norm(x, gate), (x, norm.weight, gate))
 
 
-def test_heads_of_nothing_have_gradients(monkeypatch):
-    conv, x = ShortConv(16, 2, 16, 16).double(), torch.zeros(1, 3, 16, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("unit", [0, 16])
+def test_heads_of_nothing_have_gradients(monkeypatch, unit):
+    conv, x = ShortConv(16, 2, unit, 16, 4.0).double(), torch.zeros(1, 3, 16, dtype=torch.float64, requires_grad=True)
     assert_native_is_torchs(monkeypatch, lambda: conv(x, None, layout(1, 3))[0], (x,))
 
 
@@ -95,5 +98,5 @@ def test_other_dtypes_and_sizes_are_left_to_torch():
 @pytest.mark.slow
 def test_operators_keep_their_contract():
     before, x, weight = draw(1, 3, 32), draw(1, 5, 32), draw(4, 32)
-    torch.library.opcheck(pointwise.short_conv, (before, x, weight, 16, 16, 1e-6))
+    torch.library.opcheck(pointwise.short_conv, (before, x, weight, 16, 16, 4.0, 1e-6))
     torch.library.opcheck(pointwise.gated_norm, (draw(1, 5, 2, 16), draw(16), draw(1, 5, 2, 16), 1e-6))

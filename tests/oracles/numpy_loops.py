@@ -303,10 +303,13 @@ class Identity:
 
 
 class L4(Identity):
-    """W = A / (mean (A / s)^4)^(1/2), s = 3^(1/4) std of the initial entries."""
+    """W = A / (mean (A / s)^4)^(1/2), s = 3^(1/4) std of the initial entries: 1 of W2, spread / sqrt(h) of W1."""
+
+    def __init__(self, spread):
+        self.spread = spread
 
     def factor(self, name, a):
-        s = 3**0.25 * (1.0 if name == "w2" else 1 / math.sqrt(a.shape[1]))
+        s = 3**0.25 * (1.0 if name == "w2" else self.spread / math.sqrt(a.shape[1]))
         return 1 / np.sqrt(np.mean((a / s) ** 4) + 1e-6)
 
     def link(self, name, a):
@@ -375,7 +378,8 @@ def deep(loss, gate):
 titans = deep(l2, Identity())
 yaad = deep(huber, Identity())
 yaad_mixture = deep(mixture, Identity())
-moneta = deep(clipped_l3, L4())
+moneta = deep(clipped_l3, L4(0.3))
+moneta_letter = deep(clipped_l3, L4(1.0))
 memora = deep(l2, Simplex())
 
 
@@ -450,6 +454,18 @@ def lact(x, chunk, coefficients=LACT, eps=1e-5):
 
 LOOPS = (
     *("linear_attention", "gla", "hgrn2", "dfw", "deltanet", "gated_deltanet", "kda", "comba", "rwkv7", "longhorn"),
-    *("mamba2", "retnet", "delta_product", "momentum", "mesa", "attention", "titans", "yaad", "yaad_mixture", "moneta"),
+    *(
+        "mamba2",
+        "retnet",
+        "delta_product",
+        "momentum",
+        "mesa",
+        "attention",
+        "titans",
+        "yaad",
+        "yaad_mixture",
+        "moneta",
+        "moneta_letter",
+    ),
     *("memora", "ttt_linear", "ttt_linear_of_fla", "ttt_mlp", "atlas", "lact"),
 )

@@ -1,5 +1,5 @@
-// The element-wise parts of a layer, a token after the other: the short convolution with SiLU and unit norm,
-// and the gated norm. Formulas are in `miras.pointwise`.
+// The element-wise parts of a layer, a token after the other: the short convolution with SiLU and norms of
+// heads, and the gated norm. Formulas are in `miras.pointwise`.
 #pragma once
 
 #include <algorithm>
@@ -9,11 +9,12 @@
 
 extern "C" {
 
-// x [N, T, C], the inputs before it [N, J, C], weight [J + 1, C]; C is heads of d, the first `unit` get norm 1. The
-// cotangent of the weight is [programs, J + 1, C]: a program has a segment of the tokens of a sequence.
+// x [N, T, C], the inputs before it [N, J, C], weight [J + 1, C]; C is heads of d, the first `unit` get norm 1, the
+// others norm `rest` if that is not 0. The cotangent of the weight is [programs, J + 1, C]: a program has a segment of
+// the tokens of a sequence.
 struct ConvolutionCall {
     int64_t sequences, heads, tokens, d, past, unit, segment, threads;
-    double eps;
+    double eps, rest;
     const real *before, *x, *weight, *from_y;
     real *y, *to_before, *to_x, *to_weight;
 
@@ -50,7 +51,8 @@ class Convolution {
                 Row z;
                 taps(t, head * d, z.at);
                 over(d, [&](int64_t i) { store(z.at + i, load(z.at + i) * sigmoid(load(z.at + i))); });
-                real scale = head < call.unit ? 1 / std::max(std::sqrt(dot(d, z.at, z.at)), real(call.eps)) : 1;
+                real size = norm(head), scale = 1;
+                if (size > 0) scale = size / std::max(std::sqrt(dot(d, z.at, z.at)), real(call.eps));
                 real *y = token(call.y, t) + head * d;
                 over(d, [&](int64_t i) { store(y + i, load(z.at + i) * scale); });
             }
@@ -100,6 +102,9 @@ class Convolution {
         return t < 0 ? before + (sequence * past + past + t) * channels : token(x, t);
     }
 
+    // What a head's norm is to be, or 0.
+    real norm(int64_t head) const { return head < call.unit ? 1 : call.rest; }
+
     void taps(int64_t t, int64_t channel, real *z) const {
         std::fill_n(z, d, real(0));
         for (int64_t j = 0; j <= past; j++) {
@@ -118,11 +123,11 @@ class Convolution {
             store(slope.at + i, b.slope);
         });
         const real *above = token(call.from_y, t) + head * d;
-        real scale = 1, along = 0, *to = to_taps.data() + head * d;
-        if (head < call.unit) {
-            real norm = std::sqrt(dot(d, z.at, z.at));
-            scale = 1 / std::max(norm, real(call.eps));
-            along = norm > real(call.eps) ? dot(d, above, z.at) * scale * scale : 0;
+        real size = norm(head), scale = 1, along = 0, *to = to_taps.data() + head * d;
+        if (size > 0) {
+            real square = dot(d, z.at, z.at), eps = call.eps;
+            scale = size / std::max(std::sqrt(square), eps);
+            along = square > eps * eps ? dot(d, above, z.at) / square : 0;
         }
         over(d, [&](int64_t i) {
             store(to + i, (load(above + i) - load(z.at + i) * along) * scale * load(slope.at + i));

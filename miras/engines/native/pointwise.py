@@ -22,11 +22,11 @@ def runs(x: Tensor, size: int) -> bool:
     return x.device.type == "cpu" and x.dtype in REAL and fits(size) and missing(x.dtype) is None
 
 
-def _fields(sizes: str, tensors: str) -> Any:
-    """Sizes, a number and pointers: in the order of pointwise.h."""
+def _fields(sizes: str, numbers: str, tensors: str) -> Any:
+    """Sizes, numbers and pointers: in the order of pointwise.h."""
     return (
         *((name, ctypes.c_int64) for name in (*sizes.split(), "segment", "threads")),
-        ("eps", ctypes.c_double),
+        *((name, ctypes.c_double) for name in numbers.split()),
         *((name, ctypes.c_void_p) for name in tensors.split()),
     )
 
@@ -34,19 +34,21 @@ def _fields(sizes: str, tensors: str) -> Any:
 class ConvolutionCall(ctypes.Structure):
     """`ConvolutionCall` of pointwise.h."""
 
-    _fields_ = _fields("sequences heads tokens d past unit", "before x weight from_y y to_before to_x to_weight")
+    _fields_ = _fields(
+        "sequences heads tokens d past unit", "eps rest", "before x weight from_y y to_before to_x to_weight"
+    )
 
 
 class GatedNormCall(ctypes.Structure):
     """`GatedNormCall` of pointwise.h."""
 
-    _fields_ = _fields("rows d", "x weight gate from_y y to_x to_weight to_gate")
+    _fields_ = _fields("rows d", "eps", "x weight gate from_y y to_x to_weight to_gate")
 
 
-def _convolution(unit: int, size: int, eps: float, **tensors: Tensor) -> Any:
+def _convolution(unit: int, size: int, rest: float, eps: float, **tensors: Tensor) -> Any:
     rows, tokens, channels = tensors["x"].shape
     sizes = (rows, channels // size, tokens, size, tensors["before"].shape[1], unit // size)
-    return ctypes.byref(point(ConvolutionCall(*sizes, SEGMENT, torch.get_num_threads(), eps), tensors))
+    return ctypes.byref(point(ConvolutionCall(*sizes, SEGMENT, torch.get_num_threads(), eps, rest), tensors))
 
 
 def _norm(eps: float, **tensors: Tensor) -> Any:
@@ -56,19 +58,20 @@ def _norm(eps: float, **tensors: Tensor) -> Any:
 
 
 @torch.library.custom_op("miras::short_conv", mutates_args=(), device_types="cpu")
-def short_conv(before: Tensor, x: Tensor, weight: Tensor, unit: int, size: int, eps: float) -> Tensor:
+def short_conv(before: Tensor, x: Tensor, weight: Tensor, unit: int, size: int, rest: float, eps: float) -> Tensor:
     """silu of the causal convolution of x [N, T, C] after the J inputs before, [N, J, C], by weight [J + 1, C]; the
-    first `unit` channels over the norm of their heads of `size` channels, or `eps` if that is more.
+    first `unit` channels over the norm of their heads of `size` channels, or `eps` if that is more; the others alike,
+    times `rest`, if that is not 0.
     """
     before, x, weight = before.contiguous(), x.contiguous(), weight.contiguous()
     y = torch.empty_like(x)
-    library(x.dtype).conv_forwards(_convolution(unit, size, eps, before=before, x=x, weight=weight, y=y))
+    library(x.dtype).conv_forwards(_convolution(unit, size, rest, eps, before=before, x=x, weight=weight, y=y))
     return y
 
 
 @torch.library.custom_op("miras::short_conv_backward", mutates_args=(), device_types="cpu")
 def short_conv_backward(
-    from_y: Tensor, before: Tensor, x: Tensor, weight: Tensor, unit: int, size: int, eps: float
+    from_y: Tensor, before: Tensor, x: Tensor, weight: Tensor, unit: int, size: int, rest: float, eps: float
 ) -> list[Tensor]:
     """The cotangents of before, x and weight."""
     given = {"before": before, "x": x, "weight": weight, "from_y": from_y}
@@ -76,7 +79,7 @@ def short_conv_backward(
     to_before, to_x = torch.empty_like(given["before"]), torch.empty_like(given["x"])
     to_weight = x.new_empty(x.shape[0] * -(-x.shape[1] // SEGMENT), *weight.shape)
     made = {"to_before": to_before, "to_x": to_x, "to_weight": to_weight}
-    library(x.dtype).conv_backwards(_convolution(unit, size, eps, **given, **made))
+    library(x.dtype).conv_backwards(_convolution(unit, size, rest, eps, **given, **made))
     return [to_before, to_x, to_weight.sum(0)]
 
 
