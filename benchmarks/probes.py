@@ -22,7 +22,7 @@ from miras.algorithm import GradientDescent, Momentum
 from miras.bench.memory import high_water
 from miras.bench.timing import alternate
 from miras.engines import chunk, unroll
-from miras.gates import silence
+from miras.lab import probe
 from miras.memory import MLP
 from miras.model import Miras
 from miras.variants import pattern, variant
@@ -180,9 +180,7 @@ def _written(rule: Rule, d: int, pairs: int, size: float, heads: int = 64) -> fl
     k, v = F.normalize(torch.randn(1, pairs, heads, d), dim=-1), size * torch.randn(1, pairs, heads, d)
     gates = {gate.name: torch.full((1, pairs, heads, 1), gate.init) for gate in rule.gates}
     _, state = run(rule, k, k, v, gates, rule.init(weights, rule.initial_slow(heads, d, d)))
-    # The keys again, with nothing learned and nothing forgotten.
-    still = {n: g if n == "theta" else torch.full_like(g, silence(n)) for n, g in gates.items()}
-    y, _ = run(rule, k, k, v, still, state)
+    y = probe(rule, state, k.transpose(1, 2)).transpose(1, 2)
     return F.cosine_similarity(y - y.mean(1, True), v - v.mean(1, True), dim=-1).mean().item()
 
 

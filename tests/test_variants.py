@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import assert_same, assert_same_states, call, draw_memory, draw_tokens, own
 from oracles.table import LOOPS, ORACLES
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
@@ -14,6 +15,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_g
 import miras
 from miras import variants
 from miras.errors import UsageError
+from miras.lab import probe
 
 TIME, D = 21, 4
 
@@ -113,6 +115,20 @@ def test_deep_variants_are_their_published_equations(name, letter, chunk):
     tokens = ordinary_and_extreme(rule, draw_tokens(rule, time=TIME, d_k=D), weights, slow)
     oracle = partial(LOOPS[loop], chunk=chunk, to=to)
     assert_is(oracle, rule, tokens, weights, slow, 1e-10, engines=("auto", "recurrence"))
+
+
+@pytest.mark.parametrize("name", ["moneta", "yaad", "memora", "titans"])
+def test_a_fresh_memory_goes_a_part_of_the_way_to_what_it_reads(name):
+    """With gates and sizes of values as a layer has them: a smaller eta or larger W1 would write next to nothing."""
+    rule, heads, pairs, size = variants.variant(name), 64, 16, 32
+    k, v = F.normalize(torch.randn(1, pairs, heads, size), dim=-1), torch.randn(1, pairs, heads, size)
+    gates = {gate.name: torch.full((1, pairs, heads, 1), gate.init) for gate in rule.gates}
+    start = rule.init(rule.initial(heads, size, size), rule.initial_slow(heads, size, size))
+    _, state = miras.run(rule, k, k, v, gates, start)
+    before, after = (probe(rule, state, k.transpose(1, 2)).transpose(1, 2) for state in (start, state))
+    way = v - before
+    assert rule.inputs.value == "normed"
+    assert 0.08 < ((after - before) * way).sum() / way.square().sum() < 0.3
 
 
 # -- attention --------------------------------------------------------------------------------------------------------
