@@ -19,8 +19,6 @@ from miras.rule import Rule
 
 DEFAULT_CHUNK = 16
 DESCENT = GradientDescent(rate="input")
-# Size of the initial W1 where bias or retention allow only a small eta.
-SMALL = 0.3
 
 
 def moneta(chunk: int = DEFAULT_CHUNK, letter: bool = False) -> Rule:
@@ -32,7 +30,7 @@ def moneta(chunk: int = DEFAULT_CHUNK, letter: bool = False) -> Rule:
             which is stable at any length, values of the size of what the memory writes, and a small W1.
     """
     gate = retention.Lq(q=4.0, link="paper", to="zero" if letter else "initial")
-    return _deep(bias.Lp(p=3.0), gate, chunk, letter, spread=SMALL)
+    return _deep(bias.Lp(p=3.0), gate, chunk, letter, spread=0.3)
 
 
 def yaad(chunk: int = DEFAULT_CHUNK, letter: bool = False) -> Rule:
@@ -56,7 +54,7 @@ def memora(chunk: int = DEFAULT_CHUNK, letter: bool = False) -> Rule:
         letter: the paper's letter, as of `moneta`, with decay to the uniform simplex.
     """
     gate = retention.KL(to="zero" if letter else "initial")
-    return _deep(bias.L2(), gate, chunk, letter, spread=SMALL)
+    return _deep(bias.L2(), gate, chunk, letter, spread=0.5)
 
 
 def titans(chunk: int = DEFAULT_CHUNK) -> Rule:
@@ -124,7 +122,7 @@ def _deep(
     learner: Algorithm = DESCENT,
     spread: float = 1.0,
 ) -> Rule:
-    """A rule of the paper's memory."""
+    """A rule of the paper's memory, with a small W1 where bias or retention allow only a small eta."""
     inputs = Inputs(value="own" if letter else "normed")
     return Rule(memory.MLP(spread=1.0 if letter else spread), loss, gate, learner, chunk, inputs=inputs)
 

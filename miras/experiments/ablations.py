@@ -73,9 +73,10 @@ def space(scale: Scale) -> TextExperiment:
 
 
 def _with_memory(rule: Rule) -> Rule:
-    """A rule with the initial memory of Moneta and Memora, if its eta is small as theirs, else with Yaad's."""
-    small = rule.bias.eta_limit * rule.retention.eta_limit <= MEMORA.retention.eta_limit
-    return replace(rule, memory=MEMORA.memory if small else YAAD.memory)
+    """A rule with the initial memory of Memora if it has its gate, of Moneta if its eta is as small, else of Yaad."""
+    if rule.retention == MEMORA.retention:
+        return replace(rule, memory=MEMORA.memory)
+    return replace(rule, memory=MONETA.memory if rule.bias.eta_limit < MEMORA.retention.eta_limit else YAAD.memory)
 
 
 def _ablation(title: str, claim: str, changed: dict[str, Model], baseline: str, scale: Scale) -> TextExperiment:
