@@ -167,7 +167,7 @@ def writes(d: int = 32) -> None:
     sizes = tuple(itertools.product((8, 64), (0.1, 1.0)))
     print("pairs, size of values:", *sizes)
     for name in ("yaad", "moneta", "memora", "titans"):
-        for spread in (1.0, 0.3):
+        for spread in (1.0, 0.5, 0.3):
             rule = replace(variant(name), memory=MLP(spread=spread))
             print(f"{name}, W1 of {spread}:", *(f"{_written(rule, d, *size):.2f}" for size in sizes))
     print("gated_deltanet:", *(f"{_written(variant('gated_deltanet'), d, *size):.2f}" for size in sizes))
