@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from miras.bias import Erase
 from miras.errors import UsageError
 from miras.gates import DELTA, ETA, RHO, Gate
-from miras.pointwise import EPS
+from miras.pointwise import to_norm
 from miras.rule import Rule
 
 # exp(-3e-4) = 0.9997: what a memory that decays to zero can bear.
@@ -143,7 +143,7 @@ class Eraser(nn.Module):
         """The layer's input [B, T, D] and keys [B, T, H, d] -> erase and along [B, T, H, d]."""
         if self.rate is None:
             return {"erase": torch.sigmoid(self.scale) * k}
-        erase = F.normalize(self.scale * k, dim=-1, eps=EPS)
+        erase = to_norm(self.scale * k, 1.0)
         rate = self.rate(x).repeat_interleave(k.shape[1] // x.shape[1], 1)  # one for all keys of a token
         return {"erase": erase, "along": (rate * erase).to(erase.dtype)}
 

@@ -18,7 +18,6 @@ from miras.mixer import Mixer
 from miras.rule import Rule
 
 DEFAULT_CHUNK = 16
-DESCENT = GradientDescent(rate="input")
 
 
 def moneta(chunk: int = DEFAULT_CHUNK, letter: bool = False) -> Rule:
@@ -119,12 +118,12 @@ def _deep(
     gate: retention.Retention,
     chunk: int,
     letter: bool = False,
-    learner: Algorithm = DESCENT,
+    learner: Algorithm | None = None,
     spread: float = 1.0,
 ) -> Rule:
     """A rule of the paper's memory, with a small W1 where bias or retention allow only a small eta."""
-    inputs = Inputs(value="own" if letter else "normed")
-    return Rule(memory.MLP(spread=1.0 if letter else spread), loss, gate, learner, chunk, inputs=inputs)
+    net, inputs = memory.MLP(spread=1.0 if letter else spread), Inputs(value="own" if letter else "normed")
+    return Rule(net, loss, gate, learner or GradientDescent(rate="input"), chunk, inputs=inputs)
 
 
 def _matrix(loss: bias.Bias, gate: retention.Retention, learner: Algorithm | None = None, **frame: Any) -> Rule:

@@ -454,18 +454,6 @@ def lact(x, chunk, coefficients=LACT, eps=1e-5):
 
 LOOPS = (
     *("linear_attention", "gla", "hgrn2", "dfw", "deltanet", "gated_deltanet", "kda", "comba", "rwkv7", "longhorn"),
-    *(
-        "mamba2",
-        "retnet",
-        "delta_product",
-        "momentum",
-        "mesa",
-        "attention",
-        "titans",
-        "yaad",
-        "yaad_mixture",
-        "moneta",
-        "moneta_letter",
-    ),
-    *("memora", "ttt_linear", "ttt_linear_of_fla", "ttt_mlp", "atlas", "lact"),
+    *("mamba2", "retnet", "delta_product", "momentum", "mesa", "attention", "titans", "yaad", "yaad_mixture", "moneta"),
+    *("moneta_letter", "memora", "ttt_linear", "ttt_linear_of_fla", "ttt_mlp", "atlas", "lact"),
 )
