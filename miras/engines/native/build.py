@@ -50,10 +50,13 @@ def compiler() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
-@torch.compiler.assume_constant_result
 def missing(dtype: torch.dtype | None = None) -> str | None:
     """Why there are no kernels that compute in a dtype, or None; without a dtype nothing is compiled to know it."""
     return _missing(dtype)
+
+
+# torch.compiler.assume_constant_result, which imports all of torch.compile to say this: a second of every start.
+missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache

@@ -1,7 +1,8 @@
-"""The way back through `learn`, one kernel: a program walks over its chunks from the last to the first.
+"""The way back through `learn`, one kernel, as a kernel is one function to its compiler: a program walks over its
+chunks from the last to the first.
 
 The cotangents of the state stay in place, in tiles, as the state does. With U_j that of A_j behind a chunk, and
-(narrow, wide) as in `learn` for each matrix, a chunk gives
+(narrow, wide) as in `learn_forward` for each matrix, a chunk gives
 
     to narrow: sum_j row_j (.) (wide U_j^T)     to wide: sum_j (row_j (.) narrow) U_j       to A_i: sum_j row_ji U_j
 
