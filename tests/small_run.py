@@ -17,6 +17,6 @@ def write_text(folder: Path) -> str:
 
 
 def small(text: str, folder: Path, **changes) -> TrainConfig:
-    shape = {"dim": 16, "layers": 2, "heads": 2, "context": 32, "batch": 128, "steps": 6}
+    shape = {"dim": 16, "layers": 2, "heads": 2, "context": 32, "batch": 128, "steps": 6, "eval_windows": 16}
     where = {"data": text, "out": str(folder / "run"), "cache": str(folder / "cache")}
     return TrainConfig(**{"model": "yaad", **where, **shape, **changes})

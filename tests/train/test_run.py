@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from small_run import small
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from miras import variants
@@ -18,13 +19,14 @@ from miras.train.files import read_metrics
 from miras.train.progress import Clock
 
 
-@pytest.fixture
-def finished(config):
-    made = config(steps=12, learning_rate=1e-2, warmup=1, eval_every=5)
+@pytest.fixture(scope="module")
+def finished(text, tmp_path_factory):
+    changes = {"steps": 12, "learning_rate": 1e-2, "warmup": 1, "eval_every": 5, "eval_windows": 1024}
+    made = small(text, tmp_path_factory.mktemp("finished"), **changes)
     return made, train(made)
 
 
-def test_a_run_leaves_what_it_promises(finished, capsys):
+def test_a_run_leaves_what_it_promises(finished):
     config, summary = finished
     out = Path(config.out)
     assert json.loads((out / "summary.json").read_text()) == asdict(summary)
