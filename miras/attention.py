@@ -42,10 +42,12 @@ class Attention(Mixer):
     Args:
         window: how many tokens, the present one included, each token sees; None: all.
         rope: rotate queries and keys by their position (arXiv 2104.09864).
+        conv: a layer's short convolution and SiLU before it, as before a memory, which no Transformer of the paper has.
     """
 
     window: int | None = None
     rope: bool = True
+    conv: bool = False
     gates: ClassVar[tuple[Gate, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -62,7 +64,7 @@ class Attention(Mixer):
             "algorithm": "non-parametric (Nadaraya-Watson)",
             "update": "M_t = M_{t-1} + {(k_t, v_t)}"
             + ("" if self.window is None else f" - {{(k, v) older than {self.window}}}"),
-            "inputs": "",
+            "inputs": "q, k, v through the layer's short convolution" if self.conv else "",
         }
 
     def state_bytes(self, heads: int, d_k: int, d_v: int, tokens: int) -> int:
