@@ -81,7 +81,7 @@ class MirasLayer(nn.Module):
         self.conv = self.norm = self.out_gate = None
         if isinstance(rule, Attention):
             if conv and rule.conv:
-                self.conv = ShortConv(self.qkv.out_features, conv, size=self.head_dim)
+                self.conv = ShortConv(self.qkv.out_features, conv, 0, self.head_dim, math.sqrt(self.head_dim))
             return
         assert isinstance(rule, Rule)
         self.value_norm = math.sqrt(self.head_dim) if rule.inputs.value == "normed" else 0.0
