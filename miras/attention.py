@@ -42,13 +42,10 @@ class Attention(Mixer):
     Args:
         window: how many tokens, the present one included, each token sees; None: all.
         rope: rotate queries and keys by their position (arXiv 2104.09864).
-        conv: in a layer, queries, keys and values first pass the short convolution and SiLU that are before a memory,
-            and get a root mean square of 1 in each head; no Transformer of the paper has that.
     """
 
     window: int | None = None
     rope: bool = True
-    conv: bool = False
     gates: ClassVar[tuple[Gate, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -65,7 +62,7 @@ class Attention(Mixer):
             "algorithm": "non-parametric (Nadaraya-Watson)",
             "update": "M_t = M_{t-1} + {(k_t, v_t)}"
             + ("" if self.window is None else f" - {{(k, v) older than {self.window}}}"),
-            "inputs": "q, k, v convolved, each head of root mean square 1" if self.conv else "",
+            "inputs": "",
         }
 
     def state_bytes(self, heads: int, d_k: int, d_v: int, tokens: int) -> int:

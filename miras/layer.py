@@ -38,7 +38,7 @@ class LayerState(BatchState):
 class MirasLayer(nn.Module):
     """A sequence layer around a mixer: q, k, v by linear maps, short convolution and SiLU, unit-norm q and k, the gates
     that the rule declares, the memory, a norm per head and an output gate. Around `Attention` only the linear maps
-    stay, and the convolution if it asks for it.
+    stay.
 
     Args:
         dim: size D of input and output.
@@ -80,8 +80,6 @@ class MirasLayer(nn.Module):
         self.memory, self.slow, self.gates = nn.ParameterDict(), nn.ParameterDict(), nn.ModuleDict()
         self.conv = self.norm = self.out_gate = None
         if isinstance(rule, Attention):
-            if conv and rule.conv:
-                self.conv = ShortConv(self.qkv.out_features, conv, 0, self.head_dim, math.sqrt(self.head_dim))
             return
         assert isinstance(rule, Rule)
         self.value_norm = math.sqrt(self.head_dim) if rule.inputs.value == "normed" else 0.0

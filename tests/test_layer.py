@@ -28,7 +28,6 @@ from miras.state import tensors
 DIM, HEADS, CHUNK, LENGTH = 32, 2, 4, 13
 RULES = {name: variants.variant(name, CHUNK) for name in variants.VARIANTS if name != "sliding_window"}
 RULES["window"] = variants.sliding_window(5)
-RULES["convolved"] = Attention(conv=True)
 # A soft sign: with the sharp one of L1() inputs 1e-15 apart give outputs 1e-7 apart, in the definition
 # itself, so that no two ways of evaluating it agree to 1e-9.
 RULES["user-made"] = miras.Rule(
