@@ -2,6 +2,9 @@
 finds and learns, all of it in one kernel (`learn_forward`), and the way back in another (`learn_back`).
 """
 
+# A kernel is launched with what its compiler wants, too, which its signature does not have.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
