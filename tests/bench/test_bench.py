@@ -175,7 +175,7 @@ def test_a_quick_run_writes_json_and_a_drawing(tmp_path):
     assert "forward and backward of a layer" in title(results)
 
 
-@pytest.mark.parametrize("words", ["--sweep time --peers none", "--forward --level model --dtype bfloat16"])
+@pytest.mark.parametrize("words", ["--sweep time --peers none", "--forward --level model", "--dtype bfloat16"])
 def test_other_quick_runs(words, tmp_path):
     miras("bench", "yaad", "transformer", "--quick", "--no-memory", *words.split(), "--threads", 1, "--out", tmp_path)
     results = json.loads((tmp_path / "bench.json").read_text())

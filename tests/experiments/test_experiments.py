@@ -24,7 +24,7 @@ def on_text(tmp_path_factory):
     training = {"dim": 16, "layers": 1, "heads": 2, "context": 32, "batch": 64, "steps": 3, "data": write_text(folder)}
     training |= {"eval_windows": 2}
     rule = replace(variants.yaad(), first_order=True)
-    compared = {**models("deltanet"), "first order": model(rule, conv=0)}
+    compared = {**models("yaad", "deltanet"), "first order": model(rule, conv=0)}
     tasks = {"positions": Positions(data=training["data"], length=64, windows=2)}
     plan = TextExperiment("Small", "Nothing.", compared, training, (1e-3, 1e-2), 2, "deltanet", tasks)
     tables = list(conduct("small", "laptop", plan, folder / "out", 2, folder / "results"))
@@ -44,12 +44,13 @@ def test_a_search_a_repetition_and_a_page(on_text):
     runs = {path.name for path in (folder / "runs").iterdir() if (path / "summary.json").exists()}
     for name, rate in best.items():
         assert sum(run.startswith(name.replace(" ", "-")) and run.endswith(f"-{rate}-1") for run in runs) == 1
-    assert len(runs) == 2 * 2 + 2
-    (difference,) = sections["table", "Against deltanet"]["rows"]
+    assert len(runs) == 3 * 2 + 3
+    differences = sections["table", "Against deltanet"]["rows"]
+    assert [row["name"] for row in differences] == ["yaad", "first order"]
     bits = {name: [r["values"]["Validation"] for r in results if r["name"] == name] for name in plan.models}
-    mean = sum(a - b for a, b in zip(bits["first order"], bits["deltanet"], strict=True)) / 2
-    assert difference["name"] == "first order" and difference["values"]["difference"] == f"{mean:+.3f}"
-    assert len(sections["curves", "positions"]["series"]) == 2 * 2
+    mean = sum(a - b for a, b in zip(bits["yaad"], bits["deltanet"], strict=True)) / 2
+    assert differences[0]["values"]["difference"] == f"{mean:+.3f}"
+    assert len(sections["curves", "positions"]["series"]) == 3 * 2
     assert "Small" in (folder / "out" / "report.html").read_text() and len(tables) == 4
 
 

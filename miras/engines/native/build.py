@@ -55,7 +55,7 @@ def missing(dtype: torch.dtype | None = None) -> str | None:
     return _missing(dtype)
 
 
-# torch.compiler.assume_constant_result, which imports all of torch.compile to say this: a second of every start.
+# torch.compiler.assume_constant_result, which imports all of the compiler to say this.
 missing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
