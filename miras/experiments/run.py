@@ -5,12 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import multiprocessing
+import os
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from miras.data import load_corpus, load_tokenizer, pack
@@ -38,7 +44,7 @@ def run(plan: Experiment, out: Path, jobs: int) -> list[Section]:
     Args:
         plan: the experiment.
         out: its folder; trained models stand beside it, in `runs`, where other experiments find them.
-        jobs: training runs of language models side by side.
+        jobs: training runs side by side.
 
     Returns:
         The sections of its page: what the paper says, tables, curves, how to do it again.
@@ -47,7 +53,7 @@ def run(plan: Experiment, out: Path, jobs: int) -> list[Section]:
         MirasError: a training run failed; or a model diverged at every learning rate.
     """
     out.mkdir(parents=True, exist_ok=True)
-    sections = _on_text(plan, out, jobs) if isinstance(plan, TextExperiment) else _on_task(plan, out)
+    sections = _on_text(plan, out, jobs) if isinstance(plan, TextExperiment) else _on_task(plan, out, jobs)
     return [Notes((("The paper.", plan.claim),)), *sections]
 
 
@@ -158,7 +164,7 @@ def _differences(plan: TextExperiment, runs: Mapping[str, list[Job]]) -> Table:
 # -- synthetic tasks --------------------------------------------------------------------------------------------------
 
 
-def _on_task(plan: TaskExperiment, out: Path) -> list[Section]:
+def _on_task(plan: TaskExperiment, out: Path, jobs: int) -> list[Section]:
     fields = [field.name for field in dataclasses.fields(ScratchConfig)]
     own = {n: {f: x for f, x in m.fields.items() if f in fields} for n, m in plan.models.items()}
     shape = {name: getattr(plan.training, name) for name in ("dim", "layers", "heads")}
@@ -166,16 +172,19 @@ def _on_task(plan: TaskExperiment, out: Path) -> list[Section]:
     if plan.equal:
         hidden = equal_hidden({name: model.config(name, **shape) for name, model in plan.models.items()})
     files = _files(plan.models, hidden, out.parent)
-    best, accuracies = {}, {}
-    for name in plan.models:
-        for rate in plan.rates:
-            found = _learned(plan, str(files[name]), own[name] | {"learning_rate": rate}, 1, out)
-            accuracies[name, rate] = statistics.fmean(row["accuracy"]["mean"] for row in found["rows"])
-        best[name] = max(plan.rates, key=lambda rate: accuracies[name, rate])
-    models = {
-        name: _learned(plan, str(files[name]), own[name] | {"learning_rate": best[name]}, plan.seeds, out)
-        for name in plan.models
-    }
+
+    def learned(wanted: Sequence[tuple[str, float]], seeds: int) -> dict[tuple[str, float], dict[str, Any]]:
+        calls = []
+        for name, rate in wanted:
+            training = dataclasses.replace(plan.training, **own[name] | {"learning_rate": rate})
+            calls.append((plan.task, plan.asked, training, [str(files[name])], seeds, out / "results"))
+        results = _side_by_side(compare, calls, jobs)
+        return {of: found for of, result in zip(wanted, results, strict=True) for found in result["models"].values()}
+
+    tried = learned(list(product(plan.models, plan.rates)), 1)
+    accuracy = {of: statistics.fmean(row["accuracy"]["mean"] for row in found["rows"]) for of, found in tried.items()}
+    best = [(name, max(plan.rates, key=lambda rate: accuracy[name, rate])) for name in plan.models]
+    models = learned(best, plan.seeds)
     columns = (
         Column("parameters", form="integer"),
         Column("state", form="bytes"),
@@ -183,15 +192,25 @@ def _on_task(plan: TaskExperiment, out: Path) -> list[Section]:
         Column("seconds", "a seed", form="integer"),
     )
     rows = []
-    for name, found in models.items():
-        about = {"parameters": found["parameters"], "state": found["state_bytes"], "learning rate": best[name]}
+    for (name, rate), found in models.items():
+        about = {"parameters": found["parameters"], "state": found["state_bytes"], "learning rate": rate}
         rows.append(Row(name, about | {"seconds": found["seconds"] / plan.seeds}))
-    return [*task_sections({"task": plan.task, "models": models}), Table(columns, tuple(rows), "Models")]
+    named = {name: found for (name, _), found in models.items()}
+    return [*task_sections({"task": plan.task, "models": named}), Table(columns, tuple(rows), "Models")]
 
 
-def _learned(plan: TaskExperiment, file: str, changes: Mapping[str, Any], seeds: int, out: Path) -> dict[str, Any]:
-    training = dataclasses.replace(plan.training, **changes)
-    return compare(plan.task, plan.asked, training, [file], seeds, out / "results")["models"][file]
+def _side_by_side(call: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], jobs: int) -> list[Any]:
+    """The results of all calls, in order; more than one at a time in processes that share out this one's threads."""
+    if jobs == 1:
+        return [call(*given) for given in arguments]
+    start = partial(_start, max(1, torch.get_num_threads() // jobs))
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), start) as pool:
+        return list(pool.map(call, *zip(*arguments, strict=True)))
+
+
+def _start(threads: int) -> None:
+    os.environ["TTY_COMPATIBLE"] = "0"  # bars of several processes would draw over each other: rich writes lines
+    torch.set_num_threads(threads)
 
 
 def as_json(sections: list[Section], about: Mapping[str, Any]) -> str:

@@ -65,7 +65,7 @@ def test_a_synthetic_task(tmp_path):
     compared = {"yaad": model("yaad"), "deltanet": model("deltanet", dim=32, heads=1)}
     training = ScratchConfig(dim=16, layers=1, steps=10, batch=64)
     plan = TaskExperiment("Small", "Nothing.", compared, "mqar", asked, training, (1e-3, 1e-2), 2, equal=False)
-    shown = list(conduct("recall", "laptop", plan, tmp_path, 1, None))
+    shown = list(conduct("recall", "laptop", plan, tmp_path, 2, None))  # two models side by side
     found = json.loads((tmp_path / "results.json").read_text())
     accuracy, about = (s for s in found["sections"] if s["kind"] == "table")
     assert [row["name"] for row in accuracy["rows"]] == ["yaad"] * 2 + ["deltanet"] * 2 and len(shown) == 2
