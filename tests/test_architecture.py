@@ -5,6 +5,8 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,11 @@ def test_the_core_imports_only_at_the_top_of_a_file(path):
         if isinstance(function, ast.FunctionDef | ast.Lambda | ast.ClassDef):
             inner = [n.lineno for n in ast.walk(function) if isinstance(n, ast.Import | ast.ImportFrom)]
             assert not inner, f"{by_path(path)}:{inner}"
+
+
+def test_a_layer_starts_without_the_compiler():
+    code = "import sys, miras.layer; sys.exit('torch._dynamo' in sys.modules)"  # which takes seconds to import
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # -- classes ----------------------------------------------------------------------------------------------------------
