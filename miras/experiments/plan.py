@@ -25,11 +25,9 @@ class Scale:
         contexts: training lengths of the experiment on context.
         lengths: of needle tests, in tokens.
         far: how far the loss is followed, in tokens.
-        scratch: how synthetic tasks are learned.
-        recall: the task of multi-query recall.
-        noisy: the task of recall from corrupted pairs, trained on clean ones.
+        recall: the task of multi-query recall, how it is learned, and learning rates, all tried with the first seed.
+        noisy: the same for recall from corrupted pairs, trained on clean ones.
         rates: learning rates, tried with the first seed from the lowest on as long as the loss falls.
-        scratch_rates: the same for synthetic tasks.
         seeds: how many.
     """
 
@@ -38,11 +36,9 @@ class Scale:
     contexts: tuple[int, ...]
     lengths: tuple[int, ...]
     far: int
-    scratch: ScratchConfig
-    recall: MQAR
-    noisy: NoisyRecall
+    recall: tuple[MQAR, ScratchConfig, tuple[float, ...]]
+    noisy: tuple[NoisyRecall, ScratchConfig, tuple[float, ...]]
     rates: tuple[float, ...]
-    scratch_rates: tuple[float, ...]
     seeds: int = 3
 
     @property
@@ -62,11 +58,17 @@ SCALES: Mapping[str, Scale] = {
         (128, 512, 2048),
         (512, 1024, 2048),
         16_384,
-        ScratchConfig(heads=4, steps=1200, batch=2048),
-        MQAR(512, train=((32, 4), (64, 8)), test=((32, 4), (64, 8), (64, 16), (128, 32))),
-        NoisyRecall(32, pairs=4, repeats=3, train=CLEAN, test=CORRUPTED, examples=1024),
+        (
+            MQAR(512, train=((32, 4), (64, 8)), test=((32, 4), (64, 8), (64, 16), (128, 32), (256, 8), (512, 8))),
+            ScratchConfig(dim=128, heads=4, steps=1200, batch=2048),
+            (2e-3, 5e-3),
+        ),
+        (
+            NoisyRecall(32, pairs=4, repeats=3, train=CLEAN, test=CORRUPTED, examples=1024),
+            ScratchConfig(heads=4, steps=1200, batch=2048),
+            (5e-3,),
+        ),
         (1e-3, 2e-3, 4e-3, 8e-3),
-        (5e-3,),
     ),
     "gpu": Scale(
         "50 M parameters, 650 million tokens, one GPU, an hour or two a run",
@@ -77,11 +79,13 @@ SCALES: Mapping[str, Scale] = {
         (512, 2048, 8192),
         (1024, 2048, 4096, 8192),
         65_536,
-        ScratchConfig(dim=128, steps=20_000, batch=32_768),
-        MQAR(),
-        NoisyRecall(train=CLEAN, test=CORRUPTED),
+        (MQAR(), ScratchConfig(dim=256, heads=8, steps=20_000, batch=32_768), (1e-3, 3e-3)),
+        (
+            NoisyRecall(train=CLEAN, test=CORRUPTED),
+            ScratchConfig(dim=128, steps=20_000, batch=32_768),
+            (1e-3, 3e-3),
+        ),
         (5e-4, 1e-3, 2e-3),
-        (1e-3, 3e-3),
     ),
     "paper": Scale(
         "340 M parameters, 15 billion tokens of FineWeb-Edu, a machine with eight GPUs",
@@ -89,11 +93,13 @@ SCALES: Mapping[str, Scale] = {
         (2048, 4096, 8192, 16_384, 32_768),
         (1024, 2048, 4096, 8192, 16_384),
         131_072,
-        ScratchConfig(dim=256, steps=100_000, batch=65_536),
-        MQAR(),
-        NoisyRecall(train=CLEAN, test=CORRUPTED),
+        (MQAR(), ScratchConfig(dim=256, heads=8, steps=100_000, batch=65_536), (1e-3, 3e-3)),
+        (
+            NoisyRecall(train=CLEAN, test=CORRUPTED),
+            ScratchConfig(dim=256, steps=100_000, batch=65_536),
+            (1e-3, 3e-3),
+        ),
         (7.5e-4, 1.5e-3, 3e-3),
-        (1e-3, 3e-3),
         seeds=1,
     ),
 }
@@ -164,7 +170,6 @@ class TaskExperiment:
         training: how it is learned.
         rates: learning rates to choose from.
         seeds: how many.
-        equal: whether parameters are made equal by the width of the SwiGLU.
     """
 
     title: str
@@ -175,7 +180,6 @@ class TaskExperiment:
     training: ScratchConfig
     rates: tuple[float, ...]
     seeds: int
-    equal: bool = True
 
 
 Experiment = TextExperiment | TaskExperiment

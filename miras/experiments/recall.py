@@ -5,31 +5,37 @@ from __future__ import annotations
 from dataclasses import replace
 
 from miras import bias
-from miras.experiments.plan import Model, Scale, TaskExperiment, model, models
-from miras.variants import variant, yaad
+from miras.experiments.plan import Scale, TaskExperiment, model, models
+from miras.memory import MLP
+from miras.rule import Rule
+from miras.variants import deltanet, memora, moneta, yaad
 
-DEEP = ("moneta", "yaad", "memora")
 LINEAR = ("retnet", "mamba2", "deltanet", "gated_deltanet")
 
 
 def recall(scale: Scale) -> TaskExperiment:
-    """Multi-query recall; linear memories get fewer and wider heads until their state is no smaller."""
-    training = scale.scratch
+    """Multi-query recall at equal parameters and bytes of state, which linear memories have in one head."""
+    task, training, rates = scale.recall
+    rules = {"moneta": moneta(), "yaad": yaad(), "memora": memora()}
+    rules |= {f"yaad, chunk {chunk}": replace(yaad(), chunk=chunk) for chunk in (4, 1)}
     return TaskExperiment(
         "Multi-query associative recall",
         "Attention solves it, linear models are limited by the size of their state (zoology, arXiv 2312.04927).",
-        {**models(*DEEP), **{name: _with_state(name, training.dim, training.heads) for name in LINEAR}},
+        {
+            **{name: model(_as_large_as_a_matrix(rule, training.dim, training.heads)) for name, rule in rules.items()},
+            **{name: model(name, heads=1) for name in LINEAR},
+        },
         "mqar",
-        scale.recall,
+        task,
         training,
-        scale.scratch_rates,
+        rates,
         scale.seeds,
-        equal=False,
     )
 
 
 def robustness(scale: Scale) -> TaskExperiment:
     """Yaad beside its twin with l_2, where a share of the pairs is wrong; trained on clean pairs."""
+    task, training, rates = scale.noisy
     twins = {
         "yaad": model("yaad"),
         "yaad with l_2": model(replace(yaad(), bias=bias.L2())),
@@ -42,17 +48,16 @@ def robustness(scale: Scale) -> TaskExperiment:
         "Huber's loss makes Yaad robust to extreme events (section 5.3).",
         twins,
         "noisy_recall",
-        scale.noisy,
-        scale.scratch,
-        scale.scratch_rates,
+        task,
+        training,
+        rates,
         scale.seeds,
     )
 
 
-def _with_state(name: str, dim: int, heads: int) -> Model:
-    """A linear model as wide as it must be for one head a layer to hold the bytes that Yaad's heads hold."""
-    wanted = yaad().state_bytes(heads, dim // heads, dim // heads, 1)
-    width = dim
-    while variant(name).state_bytes(1, width, width, 1) < wanted:
-        width += 8
-    return model(name, dim=width, heads=1)
+def _as_large_as_a_matrix(rule: Rule, dim: int, heads: int) -> Rule:
+    """The rule with the expansion at which its heads hold the bytes of one matrix as wide as the stream."""
+    assert isinstance(rule.memory, MLP)
+    one, head = replace(rule.memory, expansion=1), dim // heads
+    least = replace(rule, memory=one).state_bytes(heads, head, head, 1)
+    return replace(rule, memory=replace(one, expansion=deltanet().state_bytes(1, dim, dim, 1) // least))

@@ -168,9 +168,7 @@ def _on_task(plan: TaskExperiment, out: Path, jobs: int) -> list[Section]:
     fields = [field.name for field in dataclasses.fields(ScratchConfig)]
     own = {n: {f: x for f, x in m.fields.items() if f in fields} for n, m in plan.models.items()}
     shape = {name: getattr(plan.training, name) for name in ("dim", "layers", "heads")}
-    hidden = {}
-    if plan.equal:
-        hidden = equal_hidden({name: model.config(name, **shape) for name, model in plan.models.items()})
+    hidden = equal_hidden({name: model.config(name, **shape) for name, model in plan.models.items()})
     files = _files(plan.models, hidden, out.parent)
 
     def learned(wanted: Sequence[tuple[str, float]], seeds: int) -> dict[tuple[str, float], dict[str, Any]]:

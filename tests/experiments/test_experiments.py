@@ -62,15 +62,15 @@ def test_what_is_there_is_not_done_again(on_text, monkeypatch):
 
 def test_a_synthetic_task(tmp_path):
     asked = MQAR(vocabulary=64, train=((16, 2),), test=((16, 2), (16, 4)), examples=8)
-    compared = {"yaad": model("yaad"), "deltanet": model("deltanet", dim=32, heads=1)}
+    compared = {"yaad": model("yaad"), "deltanet": model("deltanet", heads=1)}
     training = ScratchConfig(dim=16, layers=1, steps=10, batch=64)
-    plan = TaskExperiment("Small", "Nothing.", compared, "mqar", asked, training, (1e-3, 1e-2), 2, equal=False)
+    plan = TaskExperiment("Small", "Nothing.", compared, "mqar", asked, training, (1e-3, 1e-2), 2)
     shown = list(conduct("recall", "laptop", plan, tmp_path, 2, None))  # two models side by side
     found = json.loads((tmp_path / "results.json").read_text())
     accuracy, about = (s for s in found["sections"] if s["kind"] == "table")
     assert [row["name"] for row in accuracy["rows"]] == ["yaad"] * 2 + ["deltanet"] * 2 and len(shown) == 2
     assert all(0 <= x <= 1 for row in accuracy["rows"] for x in row["values"].values())
-    assert about["rows"][1]["values"]["state"] == 32 * 32 * 4 * 1
+    assert about["rows"][1]["values"]["state"] == 16 * 16 * 4
 
 
 def test_a_table_for_each_kind_of_noise(tmp_path):
@@ -100,13 +100,15 @@ def test_every_experiment_is_of_models_of_equal_size(name, scale):
     assert max(counts) < 1.03 * min(counts)
 
 
-def test_linear_memories_get_as_many_bytes():
-    plan = experiment("recall", "laptop")
-    deep, linear = plan.models["yaad"], plan.models["gated_deltanet"]
-    dim, heads = plan.training.dim, plan.training.heads
-    own = deep.mixers[0].state_bytes(heads, dim // heads, dim // heads, 1)
-    width = linear.fields["dim"]
-    assert linear.fields["heads"] == 1 and own <= linear.mixers[0].state_bytes(1, width, width, 1) < 1.1 * own
+@pytest.mark.parametrize("scale", SCALES)
+def test_recall_is_at_equal_bytes_of_state(scale):
+    plan = experiment("recall", scale)
+    states = set()
+    for compared in plan.models.values():
+        heads = compared.fields.get("heads", plan.training.heads)
+        head = plan.training.dim // heads
+        states.add(compared.mixers[0].state_bytes(heads, head, head, 1))
+    assert len(states) == 1
 
 
 def test_rules_that_experiments_have_in_common_have_one_name_and_are_trained_once():
