@@ -16,8 +16,7 @@ LINEAR = ("retnet", "mamba2", "deltanet", "gated_deltanet")
 def recall(scale: Scale) -> TaskExperiment:
     """Multi-query recall at equal parameters and bytes of state, which linear memories have in one head."""
     task, training, rates = scale.recall
-    rules = {"moneta": moneta(), "yaad": yaad(), "memora": memora()}
-    rules |= {f"yaad, chunk {chunk}": replace(yaad(), chunk=chunk) for chunk in (4, 1)}
+    rules = {"moneta": moneta(), "yaad": yaad(), "yaad, chunk 4": yaad(chunk=4), "memora": memora()}
     return TaskExperiment(
         "Multi-query associative recall",
         "Attention solves it, linear models are limited by the size of their state (zoology, arXiv 2312.04927).",
