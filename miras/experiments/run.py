@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -207,6 +208,7 @@ def _side_by_side(call: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
 
 
 def _start(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a stopped command ends in the words of one process
     os.environ["TTY_COMPATIBLE"] = "0"  # bars of several processes would draw over each other: rich writes lines
     torch.set_num_threads(threads)
 
