@@ -60,12 +60,12 @@ def _figures(
     columns = tuple(Column(label, "", better) for label in labels)
     values = [dict(zip(labels, (value for _, value in line), strict=True)) for _, line in lines]
     note = f"{word.capitalize()} by {' x '.join(levels)}."
+    table = Table(columns, tuple(Row(n, v) for (n, _), v in zip(lines, values, strict=True)), title, note)
+    if len(levels) > 1:
+        return [table]  # no curve has two values at one place
     curves = [Series(name, tuple(row[x] for row, _ in line), tuple(value for _, value in line)) for name, line in lines]
     log = "x" if min(min(s.x) for s in curves) > 0 else ""
-    return [
-        Table(columns, tuple(Row(n, v) for (n, _), v in zip(lines, values, strict=True)), title, note),
-        Curves(x, word, tuple(curves), title, log=log),
-    ]
+    return [table, Curves(x, word, tuple(curves), title, log=log)]
 
 
 def _one_each(line: list[tuple[Any, float]], level: tuple[str, ...]) -> bool:
