@@ -15,6 +15,7 @@ from miras.evaluate.tasks import MQAR, NoisyRecall, Positions, SyntheticTask
 from miras.experiments import EXPERIMENTS, SCALES, experiment
 from miras.experiments.command import conduct
 from miras.experiments.plan import TaskExperiment, TextExperiment, model, models
+from miras.experiments.run import _side_by_side
 from miras.train.parameters import equal_hidden, parameters
 
 
@@ -65,12 +66,16 @@ def test_a_synthetic_task(tmp_path):
     compared = {"yaad": model("yaad"), "deltanet": model("deltanet", heads=1)}
     training = ScratchConfig(dim=16, layers=1, steps=10, batch=64)
     plan = TaskExperiment("Small", "Nothing.", compared, "mqar", asked, training, (1e-3, 1e-2), 2)
-    shown = list(conduct("recall", "laptop", plan, tmp_path, 2, None))  # two models side by side
+    shown = list(conduct("recall", "laptop", plan, tmp_path, 1, None))
     found = json.loads((tmp_path / "results.json").read_text())
     accuracy, about = (s for s in found["sections"] if s["kind"] == "table")
     assert [row["name"] for row in accuracy["rows"]] == ["yaad"] * 2 + ["deltanet"] * 2 and len(shown) == 2
     assert all(0 <= x <= 1 for row in accuracy["rows"] for x in row["values"].values())
     assert about["rows"][1]["values"]["state"] == 16 * 16 * 4
+
+
+def test_tasks_side_by_side():
+    assert _side_by_side(divmod, [(7, 2), (9, 4), (5, 3)], jobs=2) == [(3, 1), (2, 1), (1, 2)]
 
 
 def test_a_table_for_each_kind_of_noise(tmp_path):
