@@ -200,7 +200,7 @@ def _on_task(plan: TaskExperiment, out: Path, jobs: int) -> list[Section]:
 
 def _side_by_side(call: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], jobs: int) -> list[Any]:
     """The results of all calls, in order; more than one at a time in processes that share out this one's threads."""
-    if jobs == 1:
+    if (jobs := min(jobs, len(arguments))) <= 1:
         return [call(*given) for given in arguments]
     start = partial(_start, max(1, torch.get_num_threads() // jobs))
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), start) as pool:
