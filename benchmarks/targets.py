@@ -28,9 +28,9 @@ from miras.bench.progress import Steps
 from miras.bench.run import machine
 from miras.bench.sizes import Sizes
 from miras.bench.timing import Timing, alternate, machine_calls, machine_speed
-from miras.cli.app import keep_memory
 from miras.errors import MirasError
 from miras.hf import MirasConfig, MirasForCausalLM
+from miras.process import keep_memory
 from miras.train.bar import Bar
 from miras.train.files import write_text
 

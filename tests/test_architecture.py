@@ -39,6 +39,7 @@ ORDER = (
     ("model",),
     ("hf",),
     ("data",),
+    ("process",),
     ("train",),
     ("evaluate",),
     ("report",),

@@ -306,7 +306,7 @@ def test_ctrl_c_elsewhere_is_code_1(run, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_freed_memory_is_kept():
     lines = (
-        "from miras.cli.app import set_threads; set_threads(1)",
+        "from miras.process import set_threads; set_threads(1)",
         "import psutil, torch; own = psutil.Process(); before = own.memory_info().rss",
         "x = torch.ones(1 << 26); del x; print(own.memory_info().rss - before)",
     )

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -14,10 +11,6 @@ from miras.errors import MirasError, UsageError
 
 # Of --help: first what one starts with.
 ORDER = ("demo", "train", "eval", "generate", "inspect", "report", "experiment", "list", "explain", "lab", "bench")
-
-
-# Names of glibc's malloc.h.
-TRIM_THRESHOLD, MMAP_MAX = -1, -4
 
 
 class _Commands(TyperGroup):
@@ -48,30 +41,6 @@ main = typer.Typer(
 )
 
 Threads = Annotated[int | None, typer.Option(help="Threads of PyTorch; all cores unless given.", min=1)]
-
-
-def keep_memory() -> None:
-    """Have the C library keep freed memory for the next tensors, which it else gives back and takes anew, empty.
-
-    Tensors beyond 32 MB are concerned: it is a third of the time of a long sequence (docs/performance.md). Other C
-    libraries than glibc are left as they are.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(TRIM_THRESHOLD, -1)
-        mallopt(MMAP_MAX, 0)
-
-
-def set_threads(count: int | None) -> None:
-    """Settings of the process that come before its first tensors, those of threads before the first import of torch."""
-    keep_memory()
-    # Threads that wait by spinning make a step 50 times slower as soon as another process wants the cores.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    if count is not None:
-        os.environ["OMP_NUM_THREADS"] = str(count)
-        import torch
-
-        torch.set_num_threads(count)
 
 
 def lengths(text: str, option: str) -> list[int]:

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from miras.cli.app import Threads, lengths, main, set_threads
+from miras.cli.app import Threads, lengths, main
 from miras.errors import UsageError
+from miras.process import set_threads
 
 
 @main.command(

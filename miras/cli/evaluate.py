@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from miras.cli.app import Threads, main, set_threads
+from miras.cli.app import Threads, main
 from miras.errors import UsageError
+from miras.process import set_threads
 
 if TYPE_CHECKING:
     from miras.evaluate.tasks.base import Row, Task

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from miras.cli.app import Threads, main, set_threads
+from miras.cli.app import Threads, main
+from miras.process import set_threads
 
 
 @main.command(

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from miras.cli.app import main, set_threads
+from miras.cli.app import main
 from miras.errors import UsageError
+from miras.process import set_threads
 
 
 @main.command(

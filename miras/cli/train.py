@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from miras.cli.app import Threads, main, set_threads
+from miras.cli.app import Threads, main
 from miras.errors import MirasError, UsageError
+from miras.process import set_threads
 
 
 @main.command(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import set_seed
 
-from miras.errors import MirasError, UsageError
+from miras.errors import Diverged, UsageError
 from miras.evaluate.tasks import Examples, SyntheticTask
 from miras.evaluate.tasks.base import IGNORE, Report, Row
 from miras.hf import MirasForCausalLM
@@ -85,7 +85,7 @@ def learn(task: SyntheticTask, config: ScratchConfig, report: Report) -> tuple[M
         The model, and a line per test level with its accuracy.
 
     Raises:
-        MirasError: the loss is no longer finite.
+        Diverged: the loss is no longer finite.
     """
     set_seed(config.seed)
     model = config.build(task.tokens, max(map(task.length, task.train))).train()
@@ -101,7 +101,7 @@ def learn(task: SyntheticTask, config: ScratchConfig, report: Report) -> tuple[M
         schedule.step()
         optimizer.zero_grad()
         if not math.isfinite(value := loss.item()):
-            raise MirasError(
+            raise Diverged(
                 f"{config.model} was lost at step {step + 1}: the loss is {value}. Try --set learning_rate="
                 f"{config.learning_rate / 3:.0e}."
             )

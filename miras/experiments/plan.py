@@ -25,9 +25,10 @@ class Scale:
         contexts: training lengths of the experiment on context.
         lengths: of needle tests, in tokens.
         far: how far the loss is followed, in tokens.
-        recall: the task of multi-query recall, how it is learned, and learning rates, all tried with the first seed.
+        recall: the task of multi-query recall, how it is learned, and learning rates.
         noisy: the same for recall from corrupted pairs, trained on clean ones.
-        rates: learning rates, tried with the first seed from the lowest on as long as the loss falls.
+        rates: of language models. Learning rates are tried with the first seed, from the lowest on as long as each is
+            better than the last.
         seeds: how many.
     """
 
@@ -61,7 +62,7 @@ SCALES: Mapping[str, Scale] = {
         (
             MQAR(512, train=((32, 4), (64, 8)), test=((32, 4), (64, 8), (64, 16), (128, 32), (256, 8), (512, 8))),
             ScratchConfig(dim=128, heads=4, steps=1200, batch=2048),
-            (2e-3, 5e-3),
+            (2e-3, 5e-3, 1e-2),
         ),
         (
             NoisyRecall(32, pairs=4, repeats=3, train=CLEAN, test=CORRUPTED, examples=1024),
@@ -141,7 +142,7 @@ class TextExperiment:
         claim: what the paper says.
         models: by name.
         training: fields of `TrainConfig` that they share.
-        rates: learning rates to choose from, tried from the lowest on as long as the loss falls.
+        rates: learning rates to choose from; see `Scale`.
         seeds: how many.
         baseline: the model that the others are compared with.
         tasks: asked of every trained model.
@@ -168,7 +169,7 @@ class TaskExperiment:
         task: name of the task.
         asked: the task.
         training: how it is learned.
-        rates: learning rates to choose from.
+        rates: learning rates to choose from; see `Scale`.
         seeds: how many.
     """
 

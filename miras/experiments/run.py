@@ -10,10 +10,10 @@ import os
 import re
 import signal
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ import torch
 import yaml
 
 from miras.data import load_corpus, load_tokenizer, pack
-from miras.errors import MirasError
+from miras.errors import Diverged, MirasError
 from miras.evaluate.compare import compare, mean_of
 from miras.evaluate.scratch import ScratchConfig
 from miras.experiments.plan import Experiment, Model, TaskExperiment, TextExperiment
+from miras.process import set_threads
 from miras.report.results import task_sections
 from miras.report.runs import report
 from miras.report.sections import Section, plain
@@ -34,6 +35,7 @@ from miras.train.config import TrainConfig
 from miras.train.files import write_text
 from miras.train.many import Job, train_many
 from miras.train.parameters import equal_hidden
+from miras.train.progress import say
 from miras.train.summary import Summary
 
 CHOSEN, DIFFERENCES = "Learning rates", "Against {}"
@@ -51,7 +53,7 @@ def run(plan: Experiment, out: Path, jobs: int) -> list[Section]:
         The sections of its page: what the paper says, tables, curves, how to do it again.
 
     Raises:
-        MirasError: a training run failed; or a model diverged at every learning rate.
+        MirasError: a training run failed; or a model diverged at every learning rate, or on a task with a later seed.
     """
     out.mkdir(parents=True, exist_ok=True)
     sections = _on_text(plan, out, jobs) if isinstance(plan, TextExperiment) else _on_task(plan, out, jobs)
@@ -78,21 +80,20 @@ def _on_text(plan: TextExperiment, out: Path, jobs: int) -> list[Section]:
         words = ("train", str(files[name]), f"--learning-rate={rate}", f"--seed={seed}", f"--cache={cache}")
         return Job(f"{name}, {rate:g}, seed {seed}", folder, configs[name].steps, words)
 
-    bits, climbing = {}, list(plan.models)
-    for rate in sorted(plan.rates):
-        first = {name: job(name, rate, 0) for name in climbing}
-        train_many(list(first.values()), jobs, may_diverge=True)
-        bits |= {(name, rate): _bits(made) for name, made in first.items()}
-        # A model whose loss has risen with the rate gets no higher one.
-        climbing = [name for name in climbing if _best(_own(bits, name), name) == rate]
-    best = {name: _best(_own(bits, name), name) for name in plan.models}
+    def bits(names: Sequence[str], rate: float) -> list[float | None]:
+        first = [job(name, rate, 0) for name in names]
+        train_many(first, jobs, may_diverge=True)
+        return [_bits(made) for made in first]
+
+    tried = _search(plan, bits)
+    best = {name: _best(found, name) for name, found in tried.items()}
     rest = [job(name, best[name], seed) for seed in range(1, plan.seeds) for name in plan.models]
     train_many(rest, jobs, may_diverge=True)
     runs = {name: [job(name, best[name], seed) for seed in range(plan.seeds)] for name in plan.models}
     done = {name: [j.out for j in found if j.finished] for name, found in runs.items()}
     sections = [_differences(plan, runs)] if len(runs) > 1 else []
     if len(plan.rates) > 1:
-        sections.append(_sweep(bits, best))
+        sections.append(_sweep(tried, "Validation bits per byte"))
     names = {str(folder): name for name, folders in done.items() for folder in folders}
     for task, asked in plan.tasks.items():
         found = compare(task, asked, None, list(names), 1, out / "results")
@@ -126,24 +127,6 @@ def _bits(job: Job) -> float | None:
     return Summary.read(job.out / "summary.json").val_bits_per_byte if job.finished else None
 
 
-def _own(bits: Mapping[tuple[str, float], float | None], name: str) -> dict[float, float | None]:
-    return {rate: value for (of, rate), value in bits.items() if of == name}
-
-
-def _best(bits: Mapping[float, float | None], name: str) -> float:
-    left = {rate: value for rate, value in bits.items() if value is not None}
-    if not left:
-        raise MirasError(f"{name} diverged at every learning rate: {', '.join(f'{rate:g}' for rate in bits)}.")
-    return min(left, key=left.__getitem__)
-
-
-def _sweep(bits: Mapping[tuple[str, float], float | None], best: Mapping[str, float]) -> Table:
-    columns = tuple(Column(f"{rate:g}", "", "low", "fixed") for rate in dict.fromkeys(rate for _, rate in bits))
-    rows = (Row(n, {f"{r:g}": x for r, x in _own(bits, n).items()}, f"took {best[n]:g}") for n in best)
-    note = "Validation bits per byte of the first seed; a higher rate is tried as long as the loss falls."
-    return Table(columns, tuple(rows), CHOSEN, note)
-
-
 def _differences(plan: TextExperiment, runs: Mapping[str, list[Job]]) -> Table:
     """Of validation bits per byte, seed by seed."""
     base = [_bits(job) for job in runs[plan.baseline]]
@@ -172,18 +155,19 @@ def _on_task(plan: TaskExperiment, out: Path, jobs: int) -> list[Section]:
     hidden = equal_hidden({name: model.config(name, **shape) for name, model in plan.models.items()})
     files = _files(plan.models, hidden, out.parent)
 
-    def learned(wanted: Sequence[tuple[str, float]], seeds: int) -> dict[tuple[str, float], dict[str, Any]]:
-        calls = []
-        for name, rate in wanted:
-            training = dataclasses.replace(plan.training, **own[name] | {"learning_rate": rate})
-            calls.append((plan.task, plan.asked, training, [str(files[name])], seeds, out / "results"))
-        results = _side_by_side(compare, calls, jobs)
-        return {of: found for of, result in zip(wanted, results, strict=True) for found in result["models"].values()}
+    def call(name: str, rate: float, seeds: int) -> tuple[Any, ...]:
+        training = dataclasses.replace(plan.training, **own[name] | {"learning_rate": rate})
+        return plan.task, plan.asked, training, [str(files[name])], seeds, out / "results"
 
-    tried = learned(list(product(plan.models, plan.rates)), 1)
-    accuracy = {of: statistics.fmean(row["accuracy"]["mean"] for row in found["rows"]) for of, found in tried.items()}
-    best = [(name, max(plan.rates, key=lambda rate: accuracy[name, rate])) for name in plan.models]
-    models = learned(best, plan.seeds)
+    with _side_by_side(min(jobs, len(plan.models))) as each:
+
+        def wrong(names: Sequence[str], rate: float) -> list[float | None]:
+            found = each(_unless_lost, [call(name, rate, 1) for name in names])
+            return [None if result is None else 1 - _accuracy(result["rows"]) for result in found]
+
+        tried = _search(plan, wrong)
+        best = {name: _best(found, name) for name, found in tried.items()}
+        models = dict(zip(best, each(_learned, [call(*chosen, plan.seeds) for chosen in best.items()]), strict=True))
     columns = (
         Column("parameters", form="integer"),
         Column("state", form="bytes"),
@@ -191,26 +175,82 @@ def _on_task(plan: TaskExperiment, out: Path, jobs: int) -> list[Section]:
         Column("seconds", "a seed", form="integer"),
     )
     rows = []
-    for (name, rate), found in models.items():
-        about = {"parameters": found["parameters"], "state": found["state_bytes"], "learning rate": rate}
+    for name, found in models.items():
+        about = {"parameters": found["parameters"], "state": found["state_bytes"], "learning rate": best[name]}
         rows.append(Row(name, about | {"seconds": found["seconds"] / plan.seeds}))
-    named = {name: found for (name, _), found in models.items()}
-    return [*task_sections({"task": plan.task, "models": named}), Table(columns, tuple(rows), "Models")]
+    sections = [*task_sections({"task": plan.task, "models": models}), Table(columns, tuple(rows), "Models")]
+    return [*sections, _sweep(tried, "Share of wrong answers")] if len(plan.rates) > 1 else sections
 
 
-def _side_by_side(call: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], jobs: int) -> list[Any]:
-    """The results of all calls, in order; more than one at a time in processes that share out this one's threads."""
-    if (jobs := min(jobs, len(arguments))) <= 1:
-        return [call(*given) for given in arguments]
+def _learned(*given: Any) -> dict[str, Any]:
+    """What `compare` finds of its one model."""
+    (found,) = compare(*given)["models"].values()
+    return found
+
+
+def _unless_lost(*given: Any) -> dict[str, Any] | None:
+    try:
+        return _learned(*given)
+    except Diverged as lost:  # at this learning rate, which is all that was asked
+        say(str(lost))
+        return None
+
+
+def _accuracy(rows: Sequence[Mapping[str, Any]]) -> float:
+    return statistics.fmean(row["accuracy"]["mean"] for row in rows)
+
+
+Each = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
+
+
+@contextmanager
+def _side_by_side(jobs: int) -> Iterator[Each]:
+    """Calls a function with each of some arguments, `jobs` at once in processes that share out this one's threads."""
+    if jobs <= 1:
+        yield lambda call, arguments: [call(*given) for given in arguments]
+        return
     start = partial(_start, max(1, torch.get_num_threads() // jobs))
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), start) as pool:
-        return list(pool.map(call, *zip(*arguments, strict=True)))
+        yield lambda call, arguments: list(pool.map(call, *zip(*arguments, strict=True)))
 
 
 def _start(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # a stopped command ends in the words of one process
     os.environ["TTY_COMPATIBLE"] = "0"  # bars of several processes would draw over each other: rich writes lines
-    torch.set_num_threads(threads)
+    set_threads(threads)
+
+
+# -- both -------------------------------------------------------------------------------------------------------------
+
+Tried = Mapping[str, dict[float, float | None]]
+"""Of each model, what the first seed reached at each learning rate that it was given; None where it was lost."""
+
+
+def _search(plan: Experiment, reached: Callable[[Sequence[str], float], list[float | None]]) -> Tried:
+    """Try learning rates; what is reached is the better the less it is."""
+    tried: Tried = {name: {} for name in plan.models}
+    climbing = list(plan.models)
+    for rate in sorted(plan.rates):
+        for name, value in zip(climbing, reached(climbing, rate), strict=True):
+            tried[name][rate] = value
+        # A model that has become worse with the rate gets no higher one.
+        climbing = [name for name in climbing if _best(tried[name], name) == rate]
+    return tried
+
+
+def _best(reached: Mapping[float, float | None], name: str) -> float:
+    left = {rate: value for rate, value in reached.items() if value is not None}
+    if not left:
+        raise MirasError(f"{name} diverged at every learning rate: {', '.join(f'{rate:g}' for rate in reached)}.")
+    return min(left, key=left.__getitem__)
+
+
+def _sweep(tried: Tried, measure: str) -> Table:
+    rates = sorted({rate for found in tried.values() for rate in found})
+    columns = tuple(Column(f"{rate:g}", "", "low", "fixed") for rate in rates)
+    rows = [Row(n, {f"{r:g}": x for r, x in found.items()}, f"took {_best(found, n):g}") for n, found in tried.items()]
+    note = f"{measure} of the first seed; a higher rate is tried as long as the last one was better."
+    return Table(columns, tuple(rows), CHOSEN, note)
 
 
 def as_json(sections: list[Section], about: Mapping[str, Any]) -> str:

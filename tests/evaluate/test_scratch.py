@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from miras.errors import MirasError, UsageError
+from miras.errors import Diverged, UsageError
 from miras.evaluate import scratch
 from miras.evaluate.compare import compare, mean_of, settle
 from miras.evaluate.scratch import ScratchConfig, learn
@@ -58,7 +58,7 @@ def test_heavy_noise_reaches_the_embedding_where_it_is():
 
 def test_a_lost_training_says_so(monkeypatch):
     monkeypatch.setattr(scratch, "_loss", lambda model, _: next(model.parameters()).sum() * math.nan)
-    with pytest.raises(MirasError, match=r"yaad was lost at step 1: the loss is nan. Try --set learning_rate=7e-03"):
+    with pytest.raises(Diverged, match=r"yaad was lost at step 1: the loss is nan. Try --set learning_rate=7e-03"):
         learn(TASK, ScratchConfig("yaad", **SMALL), quiet)
 
 

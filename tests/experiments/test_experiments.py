@@ -9,13 +9,13 @@ from typer.testing import CliRunner
 
 from miras import variants
 from miras.cli import main
-from miras.errors import UsageError
+from miras.errors import Diverged, MirasError, UsageError
 from miras.evaluate.scratch import ScratchConfig
 from miras.evaluate.tasks import MQAR, NoisyRecall, Positions, SyntheticTask
 from miras.experiments import EXPERIMENTS, SCALES, experiment
 from miras.experiments.command import conduct
 from miras.experiments.plan import TaskExperiment, TextExperiment, model, models
-from miras.experiments.run import _side_by_side
+from miras.experiments.run import _search, _side_by_side, _unless_lost
 from miras.train.parameters import equal_hidden, parameters
 
 
@@ -25,7 +25,7 @@ def on_text(tmp_path_factory):
     training = {"dim": 16, "layers": 1, "heads": 2, "context": 32, "batch": 64, "steps": 3, "data": write_text(folder)}
     training |= {"eval_windows": 2}
     rule = replace(variants.yaad(), first_order=True)
-    compared = {**models("yaad", "deltanet"), "first order": model(rule, conv=0)}
+    compared = {"first order": model(rule, conv=0), **models("deltanet")}
     tasks = {"positions": Positions(data=training["data"], length=64, windows=2)}
     plan = TextExperiment("Small", "Nothing.", compared, training, (1e-3, 1e-2), 2, "deltanet", tasks)
     tables = list(conduct("small", "laptop", plan, folder / "out", 2, folder / "results"))
@@ -45,13 +45,13 @@ def test_a_search_a_repetition_and_a_page(on_text):
     runs = {path.name for path in (folder / "runs").iterdir() if (path / "summary.json").exists()}
     for name, rate in best.items():
         assert sum(run.startswith(name.replace(" ", "-")) and run.endswith(f"-{rate}-1") for run in runs) == 1
-    assert len(runs) == 3 * 2 + 3
+    assert len(runs) == 2 * 2 + 2
     differences = sections["table", "Against deltanet"]["rows"]
-    assert [row["name"] for row in differences] == ["yaad", "first order"]
+    assert [row["name"] for row in differences] == ["first order"]
     bits = {name: [r["values"]["Validation"] for r in results if r["name"] == name] for name in plan.models}
-    mean = sum(a - b for a, b in zip(bits["yaad"], bits["deltanet"], strict=True)) / 2
+    mean = sum(a - b for a, b in zip(bits["first order"], bits["deltanet"], strict=True)) / 2
     assert differences[0]["values"]["difference"] == f"{mean:+.3f}"
-    assert len(sections["curves", "positions"]["series"]) == 3 * 2
+    assert len(sections["curves", "positions"]["series"]) == 2 * 2
     assert "Small" in (folder / "out" / "report.html").read_text() and len(tables) == 4
 
 
@@ -68,14 +68,38 @@ def test_a_synthetic_task(tmp_path):
     plan = TaskExperiment("Small", "Nothing.", compared, "mqar", asked, training, (1e-3, 1e-2), 2)
     shown = list(conduct("recall", "laptop", plan, tmp_path, 1, None))
     found = json.loads((tmp_path / "results.json").read_text())
-    accuracy, about = (s for s in found["sections"] if s["kind"] == "table")
-    assert [row["name"] for row in accuracy["rows"]] == ["yaad"] * 2 + ["deltanet"] * 2 and len(shown) == 2
+    accuracy, about, rates = (s for s in found["sections"] if s["kind"] == "table")
+    assert [row["name"] for row in accuracy["rows"]] == ["yaad"] * 2 + ["deltanet"] * 2 and len(shown) == 3
     assert all(0 <= x <= 1 for row in accuracy["rows"] for x in row["values"].values())
     assert about["rows"][1]["values"]["state"] == 16 * 16 * 4
+    for row, chosen in zip(rates["rows"], about["rows"], strict=True):
+        assert chosen["values"]["learning rate"] == float(min(row["values"], key=row["values"].get))
 
 
 def test_tasks_side_by_side():
-    assert _side_by_side(divmod, [(7, 2), (9, 4), (5, 3)], jobs=2) == [(3, 1), (2, 1), (1, 2)]
+    with _side_by_side(2) as each:
+        assert each(divmod, [(7, 2), (9, 4), (5, 3)]) == [(3, 1), (2, 1), (1, 2)]
+        assert each(divmod, []) == []
+
+
+def test_a_rate_is_raised_as_long_as_it_helps():
+    plan = TaskExperiment("", "", models("yaad", "moneta", "memora"), "", MQAR(), ScratchConfig(), (4.0, 1.0, 2.0), 1)
+    reaches = {
+        "yaad": {1.0: 0.3, 2.0: 0.2, 4.0: None},
+        "moneta": {1.0: 0.3, 2.0: 0.2, 4.0: 0.1},
+        "memora": {1.0: 0.3, 2.0: 0.3},
+    }
+    assert _search(plan, lambda names, rate: [reaches[name][rate] for name in names]) == reaches
+    with pytest.raises(MirasError, match=r"yaad diverged at every learning rate: 1\."):
+        _search(plan, lambda names, rate: [None] * len(names))
+
+
+def test_a_lost_training_is_a_rate_that_is_not_taken(monkeypatch, capsys):
+    def compared(*given):
+        raise Diverged("yaad was lost at step 3.")
+
+    monkeypatch.setattr("miras.experiments.run.compare", compared)
+    assert _unless_lost("mqar") is None and "step 3" in capsys.readouterr().err
 
 
 def test_a_table_for_each_kind_of_noise(tmp_path):
