@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from miras.engines.model import Model, memory_name
-from miras.engines.triton.read_each_kernels import Between, Given, read_each_backward, read_each_forward
+from miras.engines.triton.read_each_back import read_each_backward
+from miras.engines.triton.read_each_forward import Between, Given, read_each_forward
 from miras.engines.unroll import Learned
 from miras.memory import MLP
 from miras.retention import EuclideanRetention
