@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import call
@@ -25,7 +27,7 @@ from miras.engines.native import build
 from miras.engines.native import engine as native
 from miras.engines.native.scan import scan
 from miras.memory import MLP
-from miras.retention import KL, Bregman, Lq
+from miras.retention import KL, Bregman, Lq, NoRetention
 from miras.retention import L2 as Decay
 from miras.rule import Rule
 from miras.state import tensors
@@ -48,6 +50,31 @@ def test_chunks_and_memories_that_fill_no_tile(chunk, memory):
     tokens, weights, slow = problem(rule, 2 * chunk + 1, batch=1)
     state = rule.init(weights, slow)
     assert_engine_is_the_loop("native", rule, tokens, state, {**tokens.named(), **weights, **slow})
+
+
+@pytest.mark.parametrize("every", [1, 3, 8])
+@pytest.mark.parametrize("channels", [False, True], ids=["heads", "channels"])
+@pytest.mark.parametrize(
+    "retention",
+    [NoRetention(), Decay(), Decay(to="initial"), KL(to="initial"), Lq(to="initial"), Lq(link="mirror")],
+    ids=str,
+)
+def test_a_chunk_of_one_token_reads_with_the_link_itself(retention, channels, every, monkeypatch):
+    monkeypatch.setattr(native, "_every", lambda *_: every)
+    rule = Rule(SMALL, Huber(), retention, GD, chunk=1)
+    tokens, weights, slow = problem(rule, 7, channels=channels)
+    state = rule.init(weights, slow, batch=2)
+    assert_engine_is_the_loop("native", rule, tokens, state, {**tokens.named(), **weights, **slow}, (3,))
+
+
+@pytest.mark.parametrize(
+    "rule", [MOMENTARY, replace(MOMENTARY, retention=Decay(to="initial"), read_at="before")], ids=["after", "before"]
+)
+def test_momentum_in_chunks_of_one_token(rule):
+    rule = replace(rule, chunk=1)
+    tokens, weights, slow = problem(rule, 7)
+    state = rule.init(weights, slow, batch=2)
+    assert_engine_is_the_loop("native", rule, tokens, state, {**tokens.named(), **weights, **slow}, (3,))
 
 
 def test_several_threads_share_the_sequences_and_heads():
@@ -119,7 +146,8 @@ def test_flops_are_those_of_the_formula():
 @pytest.mark.parametrize(
     "rule, tokens, reason",
     [
-        (Rule(SMALL, L2(), KL(), GD, chunk=1), None, "of two tokens at least"),
+        (Rule(SMALL, L2(), KL(), GD, chunk=1), None, "chosen"),
+        (Rule(SMALL, L2(), KL(), GD, chunk=1, read_at="before"), None, "of one token, read after it"),
         (SWIGLU, None, "an MLP of 2 layers without fast biases, not SwiGLU"),
         (Rule(SMALL, L2(), Lq(to="initial"), GD, chunk=4, link_at="token"), None, "link_at='chunk'"),
         (Rule(SMALL, L2(), Bregman(), GD, chunk=4), None, "do not know the link"),
@@ -127,7 +155,7 @@ def test_flops_are_those_of_the_formula():
         (Rule(SMALL, L2(), Decay(), GD, chunk=1), (torch.zeros(1, 4, 1, 16),) * 2, "chosen"),
         (variants.yaad(), None, "chosen"),
     ],
-    ids=["one token", "gated", "token", "logistic", "heads", "linear decay", "yaad"],
+    ids=["one token", "one token, read before", "gated", "token", "logistic", "heads", "linear decay", "yaad"],
 )
 def test_it_says_why_not(rule, tokens, reason):
     assert reason in miras.explain(rule, tokens=tokens)["native"]

@@ -5,7 +5,7 @@
 #include "forwards.h"
 
 class Backwards : public Forwards {
-    real *segment; // the states that the chunks between two kept ones found
+    real *segment; // the states that the chunks between two kept ones found, and where they are `alone` what these left
     real *to_home[2], *to_weight[2], *to_slope[2];
     real *bent, *curved, *to_x, *to_left2, *to_read_x, *spare;
     real *to_left1, *to_z, *to_scaled;
@@ -13,7 +13,7 @@ class Backwards : public Forwards {
 
   public:
     explicit Backwards(const Call &call) : Forwards(call) {
-        segment = pool.take(call.every * copies * 2 * size);
+        segment = pool.take((call.every + alone) * copies * 2 * size);
         to_state = pool.take(copies * 2 * size);
         for (int m = 0; m < 2; m++)
             for (real **part : {&to_home[m], &to_origin[m], &to_weight[m]}) *part = pool.take(size);
@@ -30,29 +30,30 @@ class Backwards : public Forwards {
             int64_t at = (own * copies + j) * size;
             fetch(call.from_end1 + at, to_state + 2 * j * size, call.from_end2 + at, to_state + (2 * j + 1) * size);
         }
-        for (int m = 0; m < 2; m++) {
-            std::fill_n(to_home[m], size, real(0));
-            std::fill_n(to_origin[m], size, real(0));
-        }
+        for (int m = 0; m < 2; m++)
+            for (real *part : {to_home[m], to_origin[m], to_weight[m]}) std::fill_n(part, size, real(0));
         std::fill_n(to_gamma, d, real(0));
         std::fill_n(to_beta, d, real(0));
         const int64_t stride = copies * 2 * size, last = call.count[sequence] - 1;
         for (int64_t from = last < 0 ? -1 : last / call.every * call.every; from >= 0; from -= call.every) {
             int64_t until = std::min(from + call.every - 1, last);
             std::copy_n(kept_state(from), stride, segment);
-            for (int64_t i = from; i < until; i++) {
+            for (int64_t i = from; i < until + alone; i++) {
                 go_to(i);
                 again(false);
                 update(segment + (i - from) * stride, segment + (i - from + 1) * stride);
             }
             for (int64_t i = until; i >= from; i--) {
                 go_to(i);
-                back(i, segment + (i - from) * stride);
+                const real *found = segment + (i - from) * stride;
+                if (alone && i == until) find(i + 1, found + stride);
+                back(i, found);
                 if (!call.last || i != call.last[sequence]) continue;
                 fetch(call.from_last1 + own * size, fulls[0], call.from_last2 + own * size, fulls[1]);
                 for (int m = 0; m < 2; m++) add(size, fulls[m], to_state + m * size);
             }
         }
+        if (alone && last >= 0) back_from_weights();
         for (int64_t j = 0; j < copies; j++) {
             int64_t at = (own * copies + j) * size;
             save(to_state + 2 * j * size, call.to_start1 + at, to_state + (2 * j + 1) * size, call.to_start2 + at);
@@ -82,6 +83,10 @@ class Backwards : public Forwards {
     }
 
     void back(int64_t i, const real *found) {
+        if (alone) { // reads are with the weights that the next chunk found, whose part in their cotangents is there
+            back_from_read(found);
+            back_from_weights();
+        }
         find(i, found);
         again(true);
         for (int m = 0; m < 2; m++) {
@@ -89,10 +94,15 @@ class Backwards : public Forwards {
             if (sloped) std::fill_n(to_weight[m], size, real(0));
         }
         back_from_update(found);
-        back_from_read(found);
+        if (!alone) back_from_read(found);
         back_from_learning();
+        if (!alone) back_from_weights();
+    }
+
+    // From the cotangents of weights to those of the state that they were made of.
+    void back_from_weights() {
         for (int m = 0; m < 2; m++) {
-            if (sloped) apply_back(link[m], full[m], weight[m], slope[m], to_slope[m], to_weight[m]);
+            if (sloped) apply_back(link[m], full[m], weight[m], slope[m], alone ? nullptr : to_slope[m], to_weight[m]);
             add(size, to_weight[m], apart ? to_origin[m] : to_state + m * size);
             if (home) add(size, to_weight[m], to_home[m]);
         }
@@ -100,6 +110,7 @@ class Backwards : public Forwards {
 
     // Leaves the cotangents of left1, the keys, x and left2, and in `to_state` that of the state which was found.
     void back_from_update(const real *found) {
+        if (once) return back_from_update_once(found);
         const real *k = tokens(call.k);
         real *to_k = call.to_k + chunk * narrow;
         std::fill_n(to_left1, narrow, real(0));
@@ -119,17 +130,52 @@ class Backwards : public Forwards {
             }
             for (int64_t j = 0; j < copies; j++) {
                 std::fill_n(to_row + j * width, width, real(0));
-                for (int64_t i = 0; i < d; i++) {
-                    vec sum{};
-                    for (int64_t m = 0; m < 2; m++)
-                        along(link[m], i, [&](int64_t at) {
-                            sum += load(found + (2 * j + m) * size + at) * load(to_state + (2 * c + m) * size + at);
-                        });
-                    to_row[j * width + (by_channel ? i : 0)] += total(sum);
-                }
+                Sums sum;
+                for (int64_t m = 0; m < 2; m++)
+                    each_row(link[m], [&](int64_t i, int64_t at) {
+                        sum.at[i] += load(found + (2 * j + m) * size + at) * load(to_state + (2 * c + m) * size + at);
+                    });
+                for (int64_t i = 0; i < d; i++) to_row[j * width + (by_channel ? i : 0)] += sum(i);
             }
         }
         mix(to_state, to_state, [&](int64_t to, int64_t from) { return row(from) + to * width; });
+    }
+
+    // The same in one go.
+    void back_from_update_once(const real *found) {
+        const real keep = row(0)[0], step = row(0)[1], *k = tokens(call.k);
+        const real *narrows[2] = {left1, k}, *wides[2] = {x, left2};
+        real *to_narrows[2] = {to_left1, call.to_k + chunk * narrow}, *to_wides[2] = {to_x, to_left2};
+        vec to_keep{};
+        real to_step = 0;
+        for (int m = 0; m < 2; m++) {
+            Sums products;
+            for (int64_t j = 0; j < hidden; j += STRIP) {
+                vec wide[VECS], sum[VECS] = {};
+                for (int l = 0; l < VECS; l++) wide[l] = load(wides[m] + j + l * LANES);
+                const real *own = found + m * size + j * d;
+                real *above = to_state + m * size + j * d;
+                for (int64_t i = 0; i < d; i++) {
+                    for (int l = 0; l < VECS; l++) {
+                        int64_t at = i * STRIP + l * LANES;
+                        vec to = load(above + at);
+                        products.at[i] += to * wide[l];
+                        sum[l] += to * narrows[m][i];
+                        to_keep += to * load(own + at);
+                        store(above + at, to * keep);
+                    }
+                }
+                for (int l = 0; l < VECS; l++) store(to_wides[m] + j + l * LANES, sum[l] * step);
+            }
+            for (int64_t i = 0; i < d; i++) {
+                real product = products(i);
+                to_step += product * narrows[m][i];
+                to_narrows[m][i] = product * step;
+            }
+        }
+        real *to_row = call.to_write + chunk * columns;
+        to_row[0] = total(to_keep);
+        to_row[1] = to_step;
     }
 
     // Through y = (q +) norm(z): the cotangent of z, and the first part of that of q.
@@ -154,18 +200,50 @@ class Backwards : public Forwards {
     }
 
     void back_from_read(const real *found) {
-        const real *q = tokens(call.queries), *k = tokens(call.k), *a = call.a_read + chunk * wide;
-        real *to_q = call.to_queries + chunk * narrow, *to_k = call.to_k + chunk * narrow;
+        const real *q = tokens(call.queries), *a = call.a_read + chunk * wide;
+        real *to_q = call.to_queries + chunk * narrow;
         Base all[3];
-        int count = bases(found, all);
+        int count = alone ? 0 : bases(found, all);
         back_from_outputs(to_q);
 
-        // z = base1 x + slope1 (.) (sum_j c_j A_j x' + sum_s w_ts (x_s . x') left1_s), x' = centre(x)
+        // z = base1 x + the change
         over(wide, [&](int64_t j) {
             Bend b = bend(Activation(call.activation), load(a + j));
             store(read_x + j, b.value);
             store(hidden_read + j, b.slope);
         });
+        if (alone)
+            back_from_nothing();
+        else
+            back_from_answers(all, count);
+        if (base[0]) {
+            outer(C, hidden, d, direct(to_z, d), by_channels(base[0]), by_tokens(to_read_x), true);
+            outer(d, hidden, C, turned(to_z, d), by_tokens(read_x), by_channels(to_base(0)), true);
+        }
+
+        // a = base2 q + the change
+        real *to_a = to_read_x;
+        over(wide, [&](int64_t j) { store(to_a + j, load(to_a + j) * load(hidden_read + j)); });
+        if (base[1]) {
+            inner(C, d, hidden, by_tokens(to_a), by_channels(base[1]), to_q, true, room);
+            outer(d, hidden, C, turned(q, d), by_tokens(to_a), by_channels(to_base(1)), true);
+        }
+        if (!alone) back_from_hidden(all, count, to_a, to_q);
+    }
+
+    // Where a chunk's tokens change nothing that they read but the base.
+    void back_from_nothing() {
+        std::fill_n(to_read_x, wide, real(0));
+        if (!by_channel)
+            std::fill_n(call.to_read + chunk * C * columns, C * columns, real(0));
+        else {
+            std::fill_n(call.to_read + chunk * narrow, narrow, real(0));
+            std::fill_n(call.to_eta + chunk * C * call.eta_width, C * call.eta_width, real(0));
+        }
+    }
+
+    // The change of z: slope1 (.) (sum_j c_j A_j x' + sum_s w_ts (x_s . x') left1_s), x' = centre(x)
+    void back_from_answers(const Base *all, int count) {
         const real *seen = seen_hidden();
         const real *to_sum = to_z;
         if (sloped) {
@@ -193,18 +271,12 @@ class Backwards : public Forwards {
             outer(d, hidden, C, turned(scaled, d), by_tokens(seen), by_channels(all[j].to[0]), true);
         }
         if (centred) centre(to_read_x, to_read_x);
-        if (base[0]) {
-            outer(C, hidden, d, direct(to_z, d), by_channels(base[0]), by_tokens(to_read_x), true);
-            outer(d, hidden, C, turned(to_z, d), by_tokens(read_x), by_channels(to_base(0)), true);
-        }
+    }
 
-        // a = base2 q + centre(sum_j c_j A_j q' + sum_s w_ts (k_s . q') left2_s), q' = slope2 (.) q
-        real *to_a = to_read_x;
-        over(wide, [&](int64_t j) { store(to_a + j, load(to_a + j) * load(hidden_read + j)); });
-        if (base[1]) {
-            inner(C, d, hidden, by_tokens(to_a), by_channels(base[1]), to_q, true, room);
-            outer(d, hidden, C, turned(q, d), by_tokens(to_a), by_channels(to_base(1)), true);
-        }
+    // The change of a: centre(sum_j c_j A_j q' + sum_s w_ts (k_s . q') left2_s), q' = slope2 (.) q
+    void back_from_hidden(const Base *all, int count, real *to_a, real *to_q) {
+        const real *q = tokens(call.queries), *k = tokens(call.k);
+        real *to_k = call.to_k + chunk * narrow;
         if (centred) centre(to_a, to_a);
         scale_queries();
         inner(C, C, hidden, by_tokens(to_a), by_tokens(left2), others, false, room, LOWER);
@@ -255,7 +327,7 @@ class Backwards : public Forwards {
     }
 
     // Where the cotangent of a base is gathered.
-    real *to_base(int m) { return sloped ? to_weight[m] : to_home[m]; }
+    real *to_base(int m) { return sloped || alone ? to_weight[m] : to_home[m]; }
 
     // From the cotangents of left1, x, left2 and the keys to those of the tokens and of the weights.
     void back_from_learning() {

@@ -38,8 +38,9 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
     ]
     programs = Programs.of(cells, where.rows, torch.int64, v.device)
     last = last_chunks(cells, start, where) if partial else None
+    alone, model = rule.chunk == 1 and rule.read_at == "after", str(Model.of(rule, leaves))
     with torch.autocast("cpu", enabled=False):
-        made = scan(*given, *programs, last, str(Model.of(rule, leaves)), len(cells.sizes), _every(given, starts))
+        made = scan(*given, *programs, last, model, len(cells.sizes), _every(given, starts), alone)
     y, *ends = made[:3]
     parts = {n: x.unbind(2) for n, x in zip(("w1", "w2"), ends, strict=True)}
     after = replace(start, dual={n: x[0] for n, x in parts.items()}, slots={n: x[1:] for n, x in parts.items()})

@@ -43,10 +43,13 @@ class Forwards : public Pairs {
             if (call.every && i % call.every == 0) std::copy_n(state, copies * 2 * size, kept_state(i));
             if (call.last && i == call.last[sequence])
                 save(state, call.last1 + own * size, state + size, call.last2 + own * size);
-            find(i, state);
+            if (!alone || i == 0) find(i, state);
             learn();
-            read(state);
+            if (!alone) read(state);
             update(state, state);
+            if (!alone) continue;
+            find(i + 1, state);
+            read(state);
         }
         for (int64_t j = 0; j < copies; j++) {
             int64_t at = (own * copies + j) * size;
@@ -80,7 +83,7 @@ class Forwards : public Pairs {
 
     // The weights at which the chunk's gradients are taken, from the state that it finds.
     void find(int64_t i, const real *found) {
-        apart = i == 0 && call.origin1;
+        apart = i == 0 && call.origin1 && !alone;
         for (int m = 0; m < 2; m++) {
             const real *origin = apart ? origins[m] : found + m * size;
             full[m] = weight[m] = origin;
@@ -89,9 +92,11 @@ class Forwards : public Pairs {
                 over(size, [&](int64_t j) { store(fulls[m] + j, load(origin + j) + load(homes[m] + j)); });
                 full[m] = weight[m] = fulls[m];
             }
-            if (!sloped) continue;
-            apply(link[m], full[m], weights[m], slope[m]);
-            weight[m] = base[m] = weights[m];
+            if (sloped) {
+                apply(link[m], full[m], weights[m], alone ? nullptr : slope[m]);
+                weight[m] = weights[m];
+            }
+            if (sloped || alone) base[m] = weight[m];
         }
     }
 
@@ -158,27 +163,17 @@ class Forwards : public Pairs {
         real *z = call.every ? call.z_read + chunk * narrow : product;
         const real *q = tokens(call.queries);
         Base all[3];
-        int count = bases(found, all);
-        scale_queries();
-        pair_scores(tokens(call.k), queries, scores);
-        outer(C, hidden, C, direct(scores, C), by_tokens(left2), by_tokens(a), false, UP_TO);
-        for (int j = 0; j < count; j++) {
-            scale(all[j].coefficient, queries, scaled);
-            outer(C, hidden, d, direct(scaled, d), by_channels(all[j].at[1]), by_tokens(a), true);
-        }
-        if (centred) centre(a, a);
+        int count = alone ? 0 : bases(found, all);
+        if (alone)
+            std::fill_n(a, wide, real(0));
+        else
+            change_hidden(all, count, a);
         if (base[1]) outer(C, hidden, d, direct(q, d), by_channels(base[1]), by_tokens(a), true);
         over(wide, [&](int64_t j) { store(read_x + j, bend(Activation(call.activation), load(a + j)).value); });
-        const real *seen = seen_hidden();
-        inner(C, C, hidden, by_tokens(seen), by_tokens(x), scores, false, room, LOWER);
-        real *sum = call.every && sloped ? call.change + chunk * narrow : queries;
-        pair_sums(scores, left1, sum);
-        for (int j = 0; j < count; j++) {
-            inner(C, d, hidden, by_tokens(seen), by_channels(all[j].at[0]), scaled, false, room);
-            scale(all[j].coefficient, scaled, scaled);
-            add(narrow, scaled, sum);
-        }
-        slope_or_copy(0, sum, z);
+        if (alone)
+            std::fill_n(z, narrow, real(0));
+        else
+            change_answers(all, count, z);
         if (base[0]) inner(C, d, hidden, by_tokens(read_x), by_channels(base[0]), z, true, room);
         for (int64_t t = 0; t < C; t++) {
             const real *own_z = z + t * d, *own_q = q + t * d;
@@ -193,6 +188,30 @@ class Forwards : public Pairs {
         }
     }
 
+    // What a chunk's tokens make of the hidden layer, and of z, beside the base.
+    void change_hidden(const Base *all, int count, real *a) {
+        scale_queries();
+        pair_scores(tokens(call.k), queries, scores);
+        outer(C, hidden, C, direct(scores, C), by_tokens(left2), by_tokens(a), false, UP_TO);
+        for (int j = 0; j < count; j++) {
+            scale(all[j].coefficient, queries, scaled);
+            outer(C, hidden, d, direct(scaled, d), by_channels(all[j].at[1]), by_tokens(a), true);
+        }
+        if (centred) centre(a, a);
+    }
+    void change_answers(const Base *all, int count, real *z) {
+        const real *seen = seen_hidden();
+        inner(C, C, hidden, by_tokens(seen), by_tokens(x), scores, false, room, LOWER);
+        real *sum = call.every && sloped ? call.change + chunk * narrow : queries;
+        pair_sums(scores, left1, sum);
+        for (int j = 0; j < count; j++) {
+            inner(C, d, hidden, by_tokens(seen), by_channels(all[j].at[0]), scaled, false, room);
+            scale(all[j].coefficient, scaled, scaled);
+            add(narrow, scaled, sum);
+        }
+        slope_or_copy(0, sum, z);
+    }
+
     // The hidden layer as the sum of bases and factors sees it.
     const real *seen_hidden() {
         if (!centred) return read_x;
@@ -203,19 +222,19 @@ class Forwards : public Pairs {
     // to_c = sum_j number(c, j) from_j for the dual and the slot; both may be one.
     template <class Function> void mix(const real *from, real *to, Function number) const {
         for (int64_t m = 0; m < 2; m++)
-            for (int64_t i = 0; i < d; i++)
-                along(link[m], i, [&](int64_t at) {
-                    int64_t first = m * size + at, second = (2 + m) * size + at, own = by_channel ? i : 0;
-                    vec old[2] = {load(from + first), copies > 1 ? load(from + second) : vec{}};
-                    store(to + first, number(0, 0)[own] * old[0]);
-                    if (copies == 1) return;
-                    store(to + first, load(to + first) + number(0, 1)[own] * old[1]);
-                    store(to + second, number(1, 0)[own] * old[0] + number(1, 1)[own] * old[1]);
-                });
+            each_row(link[m], [&](int64_t i, int64_t at) {
+                int64_t first = m * size + at, second = (2 + m) * size + at, own = by_channel ? i : 0;
+                vec old[2] = {load(from + first), copies > 1 ? load(from + second) : vec{}};
+                store(to + first, number(0, 0)[own] * old[0]);
+                if (copies == 1) return;
+                store(to + first, load(to + first) + number(0, 1)[own] * old[1]);
+                store(to + second, number(1, 0)[own] * old[0] + number(1, 1)[own] * old[1]);
+            });
     }
 
     // What the chunk leaves of the state that it finds; both may be one.
     void update(const real *found, real *left) {
+        if (once) return update_once(found, left);
         mix(found, left, [&](int64_t to, int64_t from) { return row(to) + from * width; });
         for (int64_t c = 0; c < copies; c++) {
             scale(steps(c), left1, scaled);
@@ -223,5 +242,23 @@ class Forwards : public Pairs {
             scale(steps(c), tokens(call.k), scaled);
             outer(d, hidden, C, turned(scaled, d), by_tokens(left2), by_channels(left + (2 * c + 1) * size), true);
         }
+    }
+
+    // The same in one go.
+    void update_once(const real *found, real *left) const {
+        real keep = *row(0), step = row(0)[1];
+        const real *narrows[2] = {left1, tokens(call.k)}, *wides[2] = {x, left2};
+        for (int m = 0; m < 2; m++)
+            for (int64_t j = 0; j < hidden; j += STRIP) {
+                vec wide[VECS];
+                for (int l = 0; l < VECS; l++) wide[l] = load(wides[m] + j + l * LANES) * step;
+                const real *from = found + m * size + j * d;
+                real *to = left + m * size + j * d;
+                for (int64_t i = 0; i < d; i++)
+                    for (int l = 0; l < VECS; l++) {
+                        int64_t at = i * STRIP + l * LANES;
+                        store(to + at, load(from + at) * keep + wide[l] * narrows[m][i]);
+                    }
+            }
     }
 };

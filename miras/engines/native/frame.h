@@ -13,6 +13,7 @@ struct Call {
     // M chunks, N sequences; chunk i of sequence n is number first[i] + n. `every` is 0 where nothing is kept.
     int64_t chunks, sequences, heads, tokens, d, hidden, slots, gate_width, width, eta_width, every, threads;
     int64_t activation, norm, residual, clip, bias, link;
+    int64_t alone; // chunks are of one token, which reads with what it leaves
     double exponent, sharpness, q, unit1, unit2, constant1, constant2, rate1, rate2;
     const int64_t *first, *count, *last;
     // Tokens [M, H, C, .]; coefficients of updates [M, H, 1 + S, 1 + S + C, width], of reads [M, H, C, 1 + S + C] or,
@@ -54,12 +55,12 @@ struct Numbers {
 };
 
 // Sizes are those of `Call`; a matrix has `size` entries, a chunk's tokens `wide` of the hidden layer and `narrow` of
-// channels, and a row of coefficients `columns`.
+// channels, and a row of coefficients `columns`. `once`: an update is of one dual by one token.
 class Frame {
   protected:
     const Call &call;
     const int64_t C, d, hidden, copies, size, wide, narrow, columns, width;
-    const bool sloped, centred, home, by_channel;
+    const bool sloped, centred, home, by_channel, alone, once;
     const Link link[2];
     Head head;
     Pool pool;
@@ -68,7 +69,8 @@ class Frame {
     explicit Frame(const Call &call)
         : call(call), C(call.tokens), d(call.d), hidden(call.hidden), copies(1 + call.slots), size(d * hidden),
           wide(C * hidden), narrow(C * d), columns(copies + C), width(call.width), sloped(call.link != IDENTITY),
-          centred(call.link == KL), home(call.home1), by_channel(call.width > 1),
+          centred(call.link == KL), home(call.home1), by_channel(call.width > 1), alone(call.alone),
+          once(alone && copies == 1 && !by_channel),
           link{{Kind(call.link), real(call.q), real(call.unit1), real(call.constant1), d, hidden},
                {Kind(call.link), real(call.q), real(call.unit2), real(call.constant2), d, hidden}},
           head{d, bool(call.norm), bool(call.residual), bool(call.clip), Bias(call.bias), real(call.exponent),

@@ -17,11 +17,19 @@ struct Link {
     int64_t size() const { return d * hidden; }
 };
 
-// Each vector of row i, with its place.
-template <class Function> inline void along(const Link &link, int64_t i, Function f) {
+// Each vector, with its row and its place: through memory as it lies, since rows jump from strip to strip.
+template <class Function> inline void each_row(const Link &link, Function f) {
     for (int64_t j = 0; j < link.hidden / STRIP; j++)
-        for (int64_t l = 0; l < STRIP; l += LANES) f((j * link.d + i) * STRIP + l);
+        for (int64_t i = 0; i < link.d; i++)
+            for (int64_t l = 0; l < STRIP; l += LANES) f(i, (j * link.d + i) * STRIP + l);
 }
+
+// Sums along rows, still to be added up across lanes.
+struct Sums {
+    vec at[WIDEST]{};
+
+    real operator()(int64_t i) const { return total(at[i]); }
+};
 
 // sum |F / s|^q / (d hidden), EPS on top.
 inline real size_of(const Link &link, const real *full) {
@@ -42,33 +50,76 @@ inline vec mirror_slope(const Link &link, vec x) {
     return power(x * x / unit + real(LQ_EPS), (link.q - 4) / 2) * ((link.q - 2) / unit);
 }
 
+inline void apply_kl(const Link &link, const real *full, real *weight, real *slope) {
+    Sums top, sum, other, variance, covariance;
+    Row highest, factor, centre;
+    for (int64_t i = 0; i < link.d; i++) top.at[i] = load(full + i * STRIP);
+    each_row(link, [&](int64_t i, int64_t at) {
+        top.at[i] = larger(top.at[i], load(full + at));
+        other.at[i] += load(full + at);
+    });
+    for (int64_t i = 0; i < link.d; i++) {
+        highest.at[i] = top.at[i][0];
+        for (int l = 1; l < LANES; l++) highest.at[i] = std::max(highest.at[i], top.at[i][l]);
+        centre.at[i] = other(i) / link.hidden;
+    }
+    each_row(link, [&](int64_t i, int64_t at) {
+        vec x = exponential(load(full + at) - highest.at[i]);
+        store(weight + at, x);
+        sum.at[i] += x;
+    });
+    for (int64_t i = 0; i < link.d; i++) factor.at[i] = link.unit / sum(i);
+    if (!slope) return each_row(link, [&](int64_t i, int64_t at) {
+        store(weight + at, load(weight + at) * factor.at[i]);
+    });
+    each_row(link, [&](int64_t i, int64_t at) {
+        vec x = load(weight + at) * factor.at[i], o = load(full + at) - centre.at[i];
+        store(weight + at, x);
+        variance.at[i] += o * o;
+        covariance.at[i] += o * x;
+    });
+    for (int64_t i = 0; i < link.d; i++)
+        slope[i] = (covariance(i) / link.hidden + real(SLOPE_EPS) * link.at_constant) /
+                   (variance(i) / link.hidden + real(SLOPE_EPS));
+}
+
+inline void apply_kl_back(const Link &link, const real *full, const real *weight, const real *slope,
+                          const real *to_slope, real *cotangent) {
+    const int64_t d = link.d, hidden = link.hidden;
+    Sums sum, square, inside;
+    Row centre, of_covariance, of_variance, common;
+    if (to_slope) {
+        each_row(link, [&](int64_t i, int64_t at) { sum.at[i] += load(full + at); });
+        for (int64_t i = 0; i < d; i++) centre.at[i] = sum(i) / hidden;
+        each_row(link, [&](int64_t i, int64_t at) {
+            vec o = load(full + at) - centre.at[i];
+            square.at[i] += o * o;
+        });
+        for (int64_t i = 0; i < d; i++) {
+            real to_covariance = to_slope[i] / (square(i) / hidden + real(SLOPE_EPS));
+            of_covariance.at[i] = to_covariance / hidden;
+            of_variance.at[i] = -2 * to_covariance * slope[i] / hidden;
+        }
+        each_row(link, [&](int64_t i, int64_t at) {
+            vec o = load(full + at) - centre.at[i];
+            store(cotangent + at, load(cotangent + at) + o * of_covariance.at[i]);
+        });
+    }
+    each_row(link, [&](int64_t i, int64_t at) { inside.at[i] += load(cotangent + at) * load(weight + at); });
+    for (int64_t i = 0; i < d; i++) common.at[i] = inside(i) / link.unit;
+    each_row(link, [&](int64_t i, int64_t at) {
+        vec w = load(weight + at), to_o = w * (load(cotangent + at) - common.at[i]);
+        if (to_slope)
+            to_o += (w - link.unit / hidden) * of_covariance.at[i] +
+                    (load(full + at) - centre.at[i]) * of_variance.at[i];
+        store(cotangent + at, to_o);
+    });
+}
+
 // W and the slopes; `slope` may be null where none is asked for.
 inline void apply(const Link &link, const real *full, real *weight, real *slope) {
+    if (link.kind == KL) return apply_kl(link, full, weight, slope);
     int64_t d = link.d, size = link.size();
-    if (link.kind == KL) {
-        for (int64_t i = 0; i < d; i++) {
-            vec top = splat(full[i * STRIP]), sum{}, other{};
-            along(link, i, [&](int64_t at) { top = larger(top, load(full + at)); other += load(full + at); });
-            real highest = top[0];
-            for (int l = 1; l < LANES; l++) highest = std::max(highest, top[l]);
-            along(link, i, [&](int64_t at) {
-                vec x = exponential(load(full + at) - highest);
-                store(weight + at, x);
-                sum += x;
-            });
-            real factor = link.unit / total(sum), centre = total(other) / link.hidden;
-            vec variance{}, covariance{};
-            along(link, i, [&](int64_t at) {
-                vec x = load(weight + at) * factor, o = load(full + at) - centre;
-                store(weight + at, x);
-                variance += o * o;
-                covariance += o * x;
-            });
-            slope[i] = (total(covariance) / link.hidden + real(SLOPE_EPS) * link.at_constant) /
-                       (total(variance) / link.hidden + real(SLOPE_EPS));
-        }
-        return;
-    }
     real factor = std::pow(size_of(link, full), (2 - link.q) / link.q), secant = factor;
     vec with{}, square{};
     over(size, [&](int64_t at) {
@@ -80,46 +131,22 @@ inline void apply(const Link &link, const real *full, real *weight, real *slope)
         }
         store(weight + at, w);
     });
+    if (!slope) return;
     if (link.kind == LQ_MIRROR) secant = (total(with) + real(LQ_EPS)) / (total(square) + real(LQ_EPS));
     std::fill(slope, slope + d, secant);
 }
 
-// From the cotangent of W, that of F in its place; `to_slope` are those of the slopes.
+// From the cotangent of W, that of F in its place; `to_slope` are those of the slopes, or null where there are none.
 inline void apply_back(const Link &link, const real *full, const real *weight, const real *slope, const real *to_slope,
                        real *cotangent) {
-    int64_t d = link.d, size = link.size(), hidden = link.hidden;
-    if (link.kind == KL) {
-        for (int64_t i = 0; i < d; i++) {
-            vec sum{}, square{};
-            along(link, i, [&](int64_t at) { sum += load(full + at); });
-            real centre = total(sum) / hidden;
-            along(link, i, [&](int64_t at) {
-                vec o = load(full + at) - centre;
-                square += o * o;
-            });
-            real to_covariance = to_slope[i] / (total(square) / hidden + real(SLOPE_EPS));
-            real to_variance = -to_covariance * slope[i];
-            vec inside{};
-            along(link, i, [&](int64_t at) {
-                vec to_w = load(cotangent + at) + (load(full + at) - centre) * (to_covariance / hidden);
-                store(cotangent + at, to_w);
-                inside += to_w * load(weight + at);
-            });
-            real common = total(inside) / link.unit;
-            along(link, i, [&](int64_t at) {
-                vec w = load(weight + at), o = load(full + at) - centre;
-                vec to_o = (w - link.unit / hidden) * (to_covariance / hidden) + o * (2 * to_variance / hidden);
-                store(cotangent + at, to_o + w * (load(cotangent + at) - common));
-            });
-        }
-        return;
-    }
+    if (link.kind == KL) return apply_kl_back(link, full, weight, slope, to_slope, cotangent);
+    int64_t d = link.d, size = link.size();
     real mean = size_of(link, full), factor = std::pow(mean, (2 - link.q) / link.q), to_secant = 0;
-    for (int64_t i = 0; i < d; i++) to_secant += to_slope[i];
+    for (int64_t i = 0; i < d && to_slope; i++) to_secant += to_slope[i];
     real of_with = 0, of_square = 0, through = 0;
     vec inside{}, square{};
     over(size, [&](int64_t at) { square += load(full + at) * load(full + at); });
-    if (link.kind == LQ_MIRROR) {
+    if (link.kind == LQ_MIRROR && to_slope) {
         of_with = to_secant / (total(square) + real(LQ_EPS));
         of_square = -of_with * slope[0];
     } else

@@ -71,9 +71,29 @@ inline void outer_rows(int64_t rows, int64_t begin, int64_t end, Entries a, cons
     if constexpr (ROWS > 1) outer_rows<ROWS - 1>(rows, begin, end, a, b, b_row, out, row, add);
 }
 
+// One row of it, strips side by side: a sum alone would wait for itself.
+template <int STRIPS> inline int64_t outer_row(int64_t n, int64_t k, Entries a, Matrix b, Matrix out, bool add) {
+    int64_t strip = 0;
+    for (; strip + STRIPS <= n / STRIP; strip += STRIPS) {
+        vec sum[STRIPS][VECS] = {};
+        const real *from = b.at + strip * b.strip;
+        for (int64_t p = 0; p < k; p++)
+            for (int s = 0; s < STRIPS; s++)
+                for (int j = 0; j < VECS; j++)
+                    sum[s][j] += a.at[p * a.column] * load(from + s * b.strip + p * b.row + j * LANES);
+        for (int s = 0; s < STRIPS; s++)
+            for (int j = 0; j < VECS; j++) {
+                real *at = out.at + (strip + s) * out.strip + j * LANES;
+                store(at, add ? load(at) + sum[s][j] : sum[s][j]);
+            }
+    }
+    return strip * STRIP;
+}
+
 // out [m, n] = (out +) a b for a [m, k] and b [k, n], n a multiple of STRIP.
 inline void outer(int64_t m, int64_t n, int64_t k, Entries a, Matrix b, Matrix out, bool add, Part part = ALL) {
-    for (int64_t j = 0; j < n / STRIP; j++)
+    int64_t done = m == 1 && part == ALL && a.strip == STRIP * a.column ? outer_row<4>(n, k, a, b, out, add) : 0;
+    for (int64_t j = done / STRIP; j < n / STRIP; j++)
         for (int64_t i = 0, rows; i < m; i += rows) {
             rows = std::min<int64_t>(TALL, m - i);
             if (part == LOWER && i + rows <= j * STRIP) continue;
@@ -97,17 +117,23 @@ inline void inner_tile(int64_t k, Matrix a, Matrix b, real *out, int64_t width, 
             }
         }
     for (int i = 0; i < ROWS; i++)
-        for (int j = 0; j < COLUMNS; j++) {
-            real *at = out + i * width + j;
-            *at = add ? *at + total(sum[i][j]) : total(sum[i][j]);
+        for (int j = 0; j < COLUMNS; j += 4) {
+            real found[4];
+            if constexpr (COLUMNS % 4 == 0) totals(sum[i] + j, found);
+            for (int l = 0; l < std::min(4, COLUMNS - j); l++) {
+                if constexpr (COLUMNS % 4) found[l] = total(sum[i][j + l]);
+                real *at = out + i * width + j + l;
+                *at = add ? *at + found[l] : found[l];
+            }
         }
 }
 
 template <int ROWS>
 inline void inner_columns(int64_t n, int64_t k, Matrix a, Matrix b, real *out, int64_t width, bool add) {
+    constexpr int WIDE = ROWS == 1 ? 8 : BROAD; // as many sums as keep the machine busy
     int64_t j = 0;
     auto from = [&] { return Matrix{b.at + j * b.row, b.row, b.strip}; };
-    for (; j + BROAD <= n; j += BROAD) inner_tile<ROWS, BROAD>(k, a, from(), out + j, width, add);
+    for (; j + WIDE <= n; j += WIDE) inner_tile<ROWS, WIDE>(k, a, from(), out + j, width, add);
     for (; j < n; j++) inner_tile<ROWS, 1>(k, a, from(), out + j, width, add);
 }
 
@@ -129,10 +155,10 @@ inline void turn(int64_t n, int64_t k, Matrix b, real *out) {
 }
 
 // out [m, n], row by row, = (out +) a b^T for a [m, k] and b [n, k], k a multiple of STRIP. There is room for b.
-// Turning it first pays: sums of tiles of an inner product have to be added up across their lanes.
+// For more than a few rows turning it first pays: sums of tiles of an inner product have to be added up across lanes.
 inline void inner(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, real *out, bool add, real *room,
                   Part part = ALL) {
-    if (n % STRIP == 0) {
+    if (n % STRIP == 0 && m > HIGH) {
         turn(n, k, b, room);
         return outer(m, n, k, direct(a), strips(room, k), plain(out, n), add, part);
     }

@@ -14,6 +14,8 @@
 // O as the base, and the sum is less O. `centre` takes away the mean over the hidden axis, for KL. All coefficients are
 // one number, or one for each channel; then c_t = exp(L_t) and w_ts = -exp(L_t - L_s) eta_s, L the sums of log alpha.
 //
+// A chunk of one token reads with what it leaves: then W_t = link(A_0), and there is no sum.
+//
 // For the way back a, p, the hidden layer that reads see, and narrow tensors are kept, and of the states one of every
 // few chunks, from which the others are computed again.
 

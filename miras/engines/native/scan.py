@@ -28,7 +28,7 @@ RESULTS = ("y", "end1", "end2", "last1", "last2", *KEPT)
 # Numbers per token: of the bias' gate, of coefficients and of eta.
 WIDTHS = ("gate_width", "width", "eta_width")
 SIZES = ("chunks", "sequences", "heads", "tokens", "d", "hidden", "slots", *WIDTHS, "every", "threads")
-WORDS = ("activation", "norm", "residual", "clip", "bias", "link")
+WORDS = ("activation", "norm", "residual", "clip", "bias", "link", "alone")
 NUMBERS = ("exponent", "sharpness", "q", "unit1", "unit2", "constant1", "constant2", "rate1", "rate2")
 COTANGENTS = tuple(f"from_{name}" for name in RESULTS[:5])
 GRADIENTS = tuple(f"to_{name}" for name in GIVEN)
@@ -46,14 +46,14 @@ class Call(ctypes.Structure):
     )
 
 
-def _call(model: str, every: int, tensors: Mapping[str, Tensor | None]) -> Call:
+def _call(model: str, every: int, alone: bool, tensors: Mapping[str, Tensor | None]) -> Call:
     rule, k, start = Model.parse(model), tensors["k"], tensors["start1"]
     assert k is not None and start is not None
     sizes = (k.shape[0], start.shape[0], *k.shape[1:], start.shape[-1], start.shape[2] - 1)
     widths = [0 if (x := tensors[name]) is None else x.shape[-1] for name in ("gate", "write", "eta")]
     words = (
         *(ACTIVATIONS.index(rule.activation), rule.norm, rule.residual, rule.clip),
-        *(BIASES.index(rule.bias), LINKS.index(rule.link)),
+        *(BIASES.index(rule.bias), LINKS.index(rule.link), alone),
     )
     numbers = (rule.p, rule.sharpness, rule.q, rule.unit1, rule.unit2, rule.slope1, rule.slope2, rule.rate1, rule.rate2)
     return point(Call(*sizes, *widths, every, torch.get_num_threads(), *words, *numbers), tensors)
@@ -90,6 +90,7 @@ def scan(
     model: str,
     steps: int,
     every: int,
+    alone: bool,
 ) -> list[Tensor]:
     """Learn from and read in M chunks of N sequences.
 
@@ -115,6 +116,7 @@ def scan(
         model: what is computed, `str(Model)`.
         steps: chunks of the longest sequence.
         every: for the way back, the states of one of so many chunks are kept; 0 if there is none.
+        alone: chunks are of one token, which reads with what it leaves; then neither `read` nor the origins count.
 
     Returns:
         y [M, H, C, d]; dual and slots of W1 and of W2 at the end; the duals of both that the chunks `last` find; and
@@ -122,9 +124,9 @@ def scan(
     """
     given = [queries, k, v, gate, write, read, eta, start1, start2, origin1, origin2, home1, home2, gamma, beta]
     tensors = dict(zip(GIVEN, map(contiguous, given), strict=True))
-    made = _empty(k, start1, start2, last, model, steps, every)
+    made = _empty(k, start1, start2, last, model, steps, every, alone)
     where = {"first": first, "count": count, "last": last}
-    call = _call(model, every, where | tensors | dict(zip(RESULTS, made, strict=True)))
+    call = _call(model, every, alone, where | tensors | dict(zip(RESULTS, made, strict=True)))
     library(k.dtype).scan_forwards(ctypes.byref(call))
     return made
 
@@ -135,14 +137,14 @@ def contiguous(x: Tensor | None) -> Tensor | None:
 
 
 def _empty(
-    k: Tensor, start1: Tensor, start2: Tensor, last: Tensor | None, model: str, steps: int, every: int
+    k: Tensor, start1: Tensor, start2: Tensor, last: Tensor | None, model: str, steps: int, every: int, alone: bool
 ) -> list[Tensor]:
     """What `scan` returns, unset."""
     (m, heads, size, d), (n, *_, hidden), copies = k.shape, start1.shape, start1.shape[2]
     wide, narrow = (m, heads, size, hidden), (m, heads, size, d)
     none = (0,)
     lasts = [none, none] if last is None else [(n, heads, d, hidden), (n, heads, hidden, d)]
-    kept = [wide, wide, wide, narrow, narrow, narrow if Model.parse(model).link != "identity" else none]
+    kept = [wide, wide, wide, narrow, narrow, none if alone or Model.parse(model).link == "identity" else narrow]
     states = (n, heads, -(-steps // every), copies, 2, hidden, d) if every else none
     shapes = [narrow, start1.shape, start2.shape, *lasts, *(kept if every else [none] * len(kept)), states]
     return [k.new_empty(shape) for shape in shapes]
@@ -150,7 +152,7 @@ def _empty(
 
 @scan.register_fake
 def _(queries: Any, k: Any, *rest: Any) -> Any:
-    return _empty(k, *rest[5:7], *rest[-4:])
+    return _empty(k, *rest[5:7], *rest[-5:])
 
 
 @torch.library.custom_op("miras::scan_backward", mutates_args=(), device_types="cpu")
@@ -161,6 +163,7 @@ def scan_backward(
     where: list[Tensor],
     model: str,
     every: int,
+    alone: bool,
 ) -> list[Tensor]:
     """The cotangents of `scan`'s tensors `given`, empty for those that are None, from those of its first five results,
     the last two empty if they were, and what it has kept; `where` are first, count and, if there is one, last.
@@ -173,7 +176,7 @@ def scan_backward(
     above = dict(zip(COTANGENTS, map(contiguous, cotangents), strict=True))
     made = {f"to_{n}": x for n, x in to.items()}
     placed = dict(zip(("first", "count", "last"), where, strict=False))
-    call = _call(model, every, placed | tensors | dict(zip(KEPT, kept, strict=True)) | above | made)
+    call = _call(model, every, alone, placed | tensors | dict(zip(KEPT, kept, strict=True)) | above | made)
     library(kept[0].dtype).scan_backwards(ctypes.byref(call))
     to = {n: x.sum(0) if n in shared else x for n, x in to.items()}
     return [to[n] if n in to else kept[0].new_empty(0) for n in GIVEN]
@@ -185,7 +188,7 @@ def _(cotangents: Any, kept: Any, given: Any, *rest: Any) -> Any:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    *tensors, ctx.model, _, ctx.every = inputs
+    *tensors, ctx.model, _, ctx.every, ctx.alone = inputs
     ctx.tensors = len(tensors)
     ctx.mark_non_differentiable(*output[5:])
     ctx.set_materialize_grads(False)  # or zeros of all that was kept come back
@@ -198,8 +201,8 @@ def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Tensor | None,
     given, where, kept = saved[: len(GIVEN)], saved[len(GIVEN) : ctx.tensors], saved[ctx.tensors :]
     above = [kept[0].new_zeros(s) if c is None else c for c, s in zip(cotangents[:5], ctx.shapes, strict=True)]
     placed = [x for x in where if x is not None]
-    to = torch.ops.miras.scan_backward(above, list(kept), list(given), placed, ctx.model, ctx.every)
-    return *(None if x is None else t for x, t in zip(given, to, strict=True)), *(None for _ in range(6))
+    to = torch.ops.miras.scan_backward(above, list(kept), list(given), placed, ctx.model, ctx.every, ctx.alone)
+    return *(None if x is None else t for x, t in zip(given, to, strict=True)), *(None for _ in range(7))
 
 
 scan.register_autograd(_backward, setup_context=_save)
@@ -208,13 +211,14 @@ scan.register_autograd(_backward, setup_context=_save)
 @register_flop_formula(torch.ops.miras.scan)
 def _flops(q: Any, k: Any, *rest: Any, **_: Any) -> int:
     """Of a chunk's own tokens one sees half of them."""
-    (m, heads, size, d), start1, home, model = k, rest[5], rest[9], rest[-3]
+    (m, heads, size, d), start1, home, model, alone = k, rest[5], rest[9], rest[-4], rest[-1]
     copies, hidden = start1[2], start1[-1]
-    products = 3 + 2 * copies + 2 * (copies + (home is not None or Model.parse(model).link != "identity"))
-    return 2 * m * heads * size * (products * d * hidden + (size + 1) * (d + hidden))
+    based = home is not None or Model.parse(model).link != "identity"
+    products = 3 + 2 * copies + 2 * (1 if alone else copies + based)
+    return 2 * m * heads * size * (products * d * hidden + (0 if alone else (size + 1) * (d + hidden)))
 
 
 @register_flop_formula(torch.ops.miras.scan_backward)
-def _(above: Any, kept: Any, given: Any, where: Any, model: str, *_: Any, **_more: Any) -> int:
+def _(above: Any, kept: Any, given: Any, where: Any, model: str, every: Any, alone: bool, **_: Any) -> int:
     """What is computed again does not count."""
-    return 2 * _flops(*given, None, None, None, model, 0, 0)
+    return 2 * _flops(*given, None, None, None, model, 0, 0, alone)
