@@ -71,7 +71,7 @@ def slug(name: str) -> str:
 def _on_text(plan: TextExperiment, out: Path, jobs: int) -> list[Section]:
     configs = {name: model.config(name, **plan.training) for name, model in plan.models.items()}
     shared = out.parent
-    files = _files(plan.models, equal_hidden(configs), shared, **plan.training)
+    files = _files(plan.models, equal_hidden(configs, **plan.training), shared, **plan.training)
     cache = shared / "data"
     _tokenise(configs, cache)
 
@@ -152,7 +152,7 @@ def _on_task(plan: TaskExperiment, out: Path, jobs: int) -> list[Section]:
     fields = [field.name for field in dataclasses.fields(ScratchConfig)]
     own = {n: {f: x for f, x in m.fields.items() if f in fields} for n, m in plan.models.items()}
     shape = {name: getattr(plan.training, name) for name in ("dim", "layers", "heads")}
-    hidden = equal_hidden({name: model.config(name, **shape) for name, model in plan.models.items()})
+    hidden = equal_hidden({name: model.config(name, **shape) for name, model in plan.models.items()}, **shape)
     files = _files(plan.models, hidden, out.parent)
 
     def call(name: str, rate: float, seeds: int) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -12,12 +13,16 @@ from miras.train.config import TrainConfig
 from miras.train.run import model_config
 
 
-def equal_hidden(configs: Mapping[str, TrainConfig]) -> dict[str, int]:
+def equal_hidden(configs: Mapping[str, TrainConfig], **shared: Any) -> dict[str, int]:
     """SwiGLU widths, multiples of 8, that give every model the parameters of Yaad at the usual width.
 
     One yardstick for all sets of models, so that a model has the same width wherever it is compared.
+
+    Args:
+        configs: the models by name.
+        shared: fields of `TrainConfig` that the yardstick has as well.
     """
-    base = replace(next(iter(configs.values())), model="yaad", mixer=None, hidden=None)
+    base = TrainConfig(**{**shared, "model": "yaad"})
     usual = model_config(base).intermediate_size
     wanted = parameters(base, usual)
     unit = parameters(base, usual + 1) - wanted

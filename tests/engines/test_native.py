@@ -95,7 +95,7 @@ def test_under_autocast_it_computes_in_float32():
 
 def test_nothing_is_kept_where_no_gradient_is_wanted():
     found = arguments(torch.no_grad())
-    *_, every = found
+    *_, every, _ = found
     assert every == 0 and not any(x.numel() for x in scan(*found)[5:])
 
 
@@ -116,28 +116,30 @@ def test_a_layer_is_one_graph_for_the_compiler():
 
 
 @pytest.mark.slow
-def test_operators_keep_their_contract():
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_operators_keep_their_contract(chunk):
     """Schemas, fake tensors, autograd registration, under torch.compile: `torch.library.opcheck`."""
-    torch.library.opcheck(scan, arguments())
+    torch.library.opcheck(scan, arguments(rule=replace(YAAD, chunk=chunk)))
 
 
-def arguments(context=None):
-    """Of `scan`: two chunks of 4 tokens, two sequences, one head of 16."""
-    tokens, weights, slow = problem(YAAD, 8)
+def arguments(context=None, rule=YAAD):
+    """Of `scan`: 8 tokens, two chunks of Yaad, two sequences, one head of 16."""
+    tokens, weights, slow = problem(rule, 8)
     found = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "scan", lambda *given: found.append(given) or scan(*given))
         with context or torch.enable_grad():
-            call(YAAD, tokens, YAAD.init(weights, slow, batch=2), engine="native")
+            call(rule, tokens, rule.init(weights, slow, batch=2), engine="native")
     return found[0]
 
 
-def test_flops_are_those_of_the_formula():
+@pytest.mark.parametrize(("chunk", "products", "pairs"), [(4, 9, 5), (1, 7, 0)])
+def test_flops_are_those_of_the_formula(chunk, products, pairs):
     """Of P = 2 e d^2 entries a head 9 P a token forward (`miras/bench/flops.py`), and what it sees of its chunk."""
-    given = arguments(torch.no_grad())
+    given = arguments(torch.no_grad(), replace(YAAD, chunk=chunk))
     with FlopCounterMode(display=False) as counter:
         scan(*given)
-    assert counter.get_total_flops() == 2 * 8 * (9 * 2 * 16 * 16 + 2 * 2 * 5 * 16)
+    assert counter.get_total_flops() == 2 * 8 * (products * 2 * 16 * 16 + 2 * 2 * pairs * 16)
 
 
 # -- which rules it runs ----------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ def test_every_experiment_is_of_models_of_equal_size(name, scale):
         return
     assert plan.baseline in plan.models
     configs = {n: m.config(n, **plan.training) for n, m in plan.models.items()}
-    hidden = equal_hidden(configs)
+    hidden = equal_hidden(configs, **plan.training)
     counts = [parameters(configs[n], width) for n, width in hidden.items()]
     assert max(counts) < 1.03 * min(counts)
 
