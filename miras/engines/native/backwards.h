@@ -130,7 +130,7 @@ class Backwards : public Forwards {
             }
             for (int64_t j = 0; j < copies; j++) {
                 std::fill_n(to_row + j * width, width, real(0));
-                Sums sum;
+                Sums sum(d);
                 for (int64_t m = 0; m < 2; m++)
                     each_row(link[m], [&](int64_t i, int64_t at) {
                         sum.at[i] += load(found + (2 * j + m) * size + at) * load(to_state + (2 * c + m) * size + at);
@@ -149,7 +149,7 @@ class Backwards : public Forwards {
         vec to_keep{};
         real to_step = 0;
         for (int m = 0; m < 2; m++) {
-            Sums products;
+            Sums products(d);
             for (int64_t j = 0; j < hidden; j += STRIP) {
                 vec wide[VECS], sum[VECS] = {};
                 for (int l = 0; l < VECS; l++) wide[l] = load(wides[m] + j + l * LANES);

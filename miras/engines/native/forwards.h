@@ -45,11 +45,14 @@ class Forwards : public Pairs {
                 save(state, call.last1 + own * size, state + size, call.last2 + own * size);
             if (!alone || i == 0) find(i, state);
             learn();
-            if (!alone) read(state);
-            update(state, state);
-            if (!alone) continue;
-            find(i + 1, state);
-            read(state);
+            if (alone) {
+                update(state, state);
+                find(i + 1, state);
+                read(state);
+            } else {
+                read(state);
+                update(state, state);
+            }
         }
         for (int64_t j = 0; j < copies; j++) {
             int64_t at = (own * copies + j) * size;

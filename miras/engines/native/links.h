@@ -26,8 +26,9 @@ template <class Function> inline void each_row(const Link &link, Function f) {
 
 // Sums along rows, still to be added up across lanes.
 struct Sums {
-    vec at[WIDEST]{};
+    vec at[WIDEST];
 
+    explicit Sums(int64_t rows) { std::fill_n(at, rows, vec{}); }
     real operator()(int64_t i) const { return total(at[i]); }
 };
 
@@ -51,7 +52,7 @@ inline vec mirror_slope(const Link &link, vec x) {
 }
 
 inline void apply_kl(const Link &link, const real *full, real *weight, real *slope) {
-    Sums top, sum, other, variance, covariance;
+    Sums top(link.d), sum(link.d), other(link.d);
     Row highest, factor, centre;
     for (int64_t i = 0; i < link.d; i++) top.at[i] = load(full + i * STRIP);
     each_row(link, [&](int64_t i, int64_t at) {
@@ -72,6 +73,7 @@ inline void apply_kl(const Link &link, const real *full, real *weight, real *slo
     if (!slope) return each_row(link, [&](int64_t i, int64_t at) {
         store(weight + at, load(weight + at) * factor.at[i]);
     });
+    Sums variance(link.d), covariance(link.d);
     each_row(link, [&](int64_t i, int64_t at) {
         vec x = load(weight + at) * factor.at[i], o = load(full + at) - centre.at[i];
         store(weight + at, x);
@@ -86,9 +88,10 @@ inline void apply_kl(const Link &link, const real *full, real *weight, real *slo
 inline void apply_kl_back(const Link &link, const real *full, const real *weight, const real *slope,
                           const real *to_slope, real *cotangent) {
     const int64_t d = link.d, hidden = link.hidden;
-    Sums sum, square, inside;
+    Sums inside(d);
     Row centre, of_covariance, of_variance, common;
     if (to_slope) {
+        Sums sum(d), square(d);
         each_row(link, [&](int64_t i, int64_t at) { sum.at[i] += load(full + at); });
         for (int64_t i = 0; i < d; i++) centre.at[i] = sum(i) / hidden;
         each_row(link, [&](int64_t i, int64_t at) {
