@@ -62,7 +62,7 @@ SCALES: Mapping[str, Scale] = {
         (
             MQAR(512, train=((32, 4), (64, 8)), test=((32, 4), (64, 8), (64, 16), (128, 32), (256, 8), (512, 8))),
             ScratchConfig(dim=128, heads=4, steps=1200, batch=2048),
-            (2e-3, 5e-3, 1e-2),
+            (2e-3, 5e-3),
         ),
         (
             NoisyRecall(32, pairs=4, repeats=3, train=CLEAN, test=CORRUPTED, examples=1024),
