@@ -8,22 +8,20 @@ from miras import bias
 from miras.experiments.plan import Scale, TaskExperiment, model, models
 from miras.memory import MLP
 from miras.rule import Rule
-from miras.variants import memora, moneta, yaad
+from miras.variants import deltanet, memora, moneta, yaad
 
-DEEP = {"moneta": moneta, "yaad": yaad, "memora": memora}
 LINEAR = ("retnet", "mamba2", "deltanet", "gated_deltanet")
 
 
 def recall(scale: Scale) -> TaskExperiment:
-    """Multi-query recall at equal parameters and bytes of state."""
+    """Multi-query recall at equal parameters and bytes of state, which linear memories have in one head."""
     task, training, rates = scale.recall
-    # Two matrices of half the width in each of two heads hold what the one matrix of a linear memory holds. In chunks
-    # there would be a second copy: the memory as it was when the chunk began.
+    rules = {"moneta": moneta(), "yaad": yaad(), "yaad, chunk 4": yaad(chunk=4), "memora": memora()}
     return TaskExperiment(
         "Multi-query associative recall",
         "Attention solves it, linear models are limited by the size of their state (zoology, arXiv 2312.04927).",
         {
-            **{name: model(_square(rule(chunk=1)), heads=2) for name, rule in DEEP.items()},
+            **{name: model(_as_large_as_a_matrix(rule, training.dim, training.heads)) for name, rule in rules.items()},
             **{name: model(name, heads=1) for name in LINEAR},
         },
         "mqar",
@@ -56,7 +54,9 @@ def robustness(scale: Scale) -> TaskExperiment:
     )
 
 
-def _square(rule: Rule) -> Rule:
-    """The rule with a memory of square matrices."""
+def _as_large_as_a_matrix(rule: Rule, dim: int, heads: int) -> Rule:
+    """The rule with the expansion at which its heads hold the bytes of one matrix as wide as the stream."""
     assert isinstance(rule.memory, MLP)
-    return replace(rule, memory=replace(rule.memory, expansion=1))
+    one, head = replace(rule.memory, expansion=1), dim // heads
+    least = replace(rule, memory=one).state_bytes(heads, head, head, 1)
+    return replace(rule, memory=replace(one, expansion=deltanet().state_bytes(1, dim, dim, 1) // least))
