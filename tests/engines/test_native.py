@@ -14,6 +14,7 @@ from kernel_cases import (
     SWIGLU,
     YAAD,
     assert_engine_is_the_loop,
+    assert_engine_is_the_loop_on,
     assert_threads_make_no_difference,
     in_flight,
     problem,
@@ -75,6 +76,20 @@ def test_momentum_in_chunks_of_one_token(rule):
     tokens, weights, slow = problem(rule, 7)
     state = rule.init(weights, slow, batch=2)
     assert_engine_is_the_loop("native", rule, tokens, state, {**tokens.named(), **weights, **slow}, (3,))
+
+
+@pytest.mark.parametrize("retention", [Decay(to="initial"), KL(to="initial"), Lq(to="initial"), Lq()], ids=str)
+@pytest.mark.parametrize("layout", ["left", "right", "pack"])
+def test_chunks_of_one_token_with_padding_and_in_a_pack(retention, layout):
+    rule = Rule(SMALL, Huber(), retention, GD, chunk=1)
+    tokens, weights, slow = problem(rule, 9, batch=1 if layout == "pack" else 2)
+    mask = torch.arange(9) < torch.tensor([[9], [4]])
+    options = {
+        "left": {"mask": mask.flip(-1)},
+        "right": {"mask": mask},
+        "pack": {"cu_seqlens": torch.tensor([0, 3, 9])},
+    }
+    assert_engine_is_the_loop_on(options[layout], "native", rule, tokens, weights, slow)
 
 
 def test_several_threads_share_the_sequences_and_heads():

@@ -51,8 +51,7 @@ def _deep(rule: Rule, gates: Gates | None) -> Iterator[str]:
     if memory_name(rule) != "mlp":
         yield f"its kernels are for Linear and for an MLP of 2 layers without fast biases, not {rule.memory}"
     yield from reasons(rule)
-    alone = rule.chunk == 1 and rule.read_at == "after"
-    if rule.link_at == "token" and link_name(rule) != "identity" and not alone:
+    if rule.link_at == "token" and link_name(rule) != "identity" and not engine.alone(rule):
         yield "its kernels have links at chunks only, link_at='chunk', or in chunks of one token, read after it"
     if link_name(rule) == "logistic":
         yield f"its kernels do not know the link of {rule.retention}"

@@ -28,7 +28,8 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
     gates = {n: cells.slots(g, hole(n)) for n, g in gates.items()}
     write, read, eta = _coefficients(rule, leaves["w1"], gates, cells.keep)  # for both: they have model channels
     own = [gates[g.name] for g in rule.bias.gates]
-    start, partial = in_order(cells, state), cells.keep is not None
+    # A chunk of one token is never begun only: holes, which padding and packs leave, change nothing.
+    start, partial = in_order(cells, state), cells.keep is not None and rule.chunk > 1
     starts = [torch.stack([start.dual[n], *start.slots[n]], 2) for n in ("w1", "w2")]
     given = [
         *(cells.slots(x) for x in (q, k, v)),
@@ -38,9 +39,9 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
     ]
     programs = Programs.of(cells, where.rows, torch.int64, v.device)
     last = last_chunks(cells, start, where) if partial else None
-    alone, model = rule.chunk == 1 and rule.read_at == "after", str(Model.of(rule, leaves))
+    model, every = str(Model.of(rule, leaves)), _every(given, starts)
     with torch.autocast("cpu", enabled=False):
-        made = scan(*given, *programs, last, model, len(cells.sizes), _every(given, starts), alone)
+        made = scan(*given, *programs, last, model, len(cells.sizes), every, alone(rule))
     y, *ends = made[:3]
     parts = {n: x.unbind(2) for n, x in zip(("w1", "w2"), ends, strict=True)}
     after = replace(start, dual={n: x[0] for n, x in parts.items()}, slots={n: x[1:] for n, x in parts.items()})
@@ -49,6 +50,11 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
     else:
         after = replace(after, origin=after.dual, aligned=True)
     return cells.tokens(y), reassemble(cells, after, [])
+
+
+def alone(rule: Rule) -> bool:
+    """Whether chunks are of one token that reads with what it leaves: the link itself, and nothing linearised."""
+    return rule.chunk == 1 and rule.read_at == "after"
 
 
 def _coefficients(rule: Rule, leaf: Leaf, gates: Gates, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

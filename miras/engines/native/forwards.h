@@ -86,7 +86,7 @@ class Forwards : public Pairs {
 
     // The weights at which the chunk's gradients are taken, from the state that it finds.
     void find(int64_t i, const real *found) {
-        apart = i == 0 && call.origin1 && !alone;
+        apart = i == 0 && call.origin1;
         for (int m = 0; m < 2; m++) {
             const real *origin = apart ? origins[m] : found + m * size;
             full[m] = weight[m] = origin;

@@ -116,7 +116,8 @@ def scan(
         model: what is computed, `str(Model)`.
         steps: chunks of the longest sequence.
         every: for the way back, the states of one of so many chunks are kept; 0 if there is none.
-        alone: chunks are of one token, which reads with what it leaves; then neither `read` nor the origins count.
+        alone: chunks are of one token, which reads with what it leaves; then `read` does not count, and there
+            are neither origins nor `last`.
 
     Returns:
         y [M, H, C, d]; dual and slots of W1 and of W2 at the end; the duals of both that the chunks `last` find; and
