@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -21,17 +22,18 @@ def task_sections(found: Mapping[str, Any], names: Mapping[str, str] | None = No
     Raises:
         UsageError: an unknown task.
     """
-    task, title = task_of(found["task"]), found["task"].replace("_", " ")
+    task, called = task_of(found["task"]), found["task"].replace("_", " ")
     sections: list[Section] = []
     for measure in task.measures:
         lines: list[_Line] = []
+        word, better = measure.replace("_", " "), "low" if measure in task.less else "high"
+        title = f"{called}, {word}" if len(task.measures) > 1 else called
         for model, result in found["models"].items():
             name, rows = str((names or {}).get(model, model)), result["rows"]
             lines += [
                 (name, [(row, row[measure]["values"][seed]) for row in rows])
                 for seed in range(len(rows[0][measure]["values"]))
             ]
-        word, better = measure.replace("_", " "), "low" if measure in task.less else "high"
         first, *others = task.level
         if not isinstance(lines[0][1][0][0][first], str):
             sections += _figures(lines, task.level, title, word, better)
@@ -52,7 +54,7 @@ def _figures(
 ) -> list[Section]:
     """One measure by one or two levels that are numbers."""
     if len(level) == 2 and not _one_each(lines[0][1], level):
-        return [_map(name, line, level, title, word) for name, line in lines]
+        return [_means(lines, level, title, word, better), *(_map(n, line, level, title, word) for n, line in lines)]
     x = level[0]
     # Where the first level tells all lines apart, labels need no other.
     levels = (x,) if len({row[x] for row, _ in lines[0][1]}) == len(lines[0][1]) else level
@@ -72,6 +74,18 @@ def _one_each(line: list[tuple[Any, float]], level: tuple[str, ...]) -> bool:
     """Whether two levels are a list of pairs and no grid."""
     first, second = (len({row[name] for row, _ in line}) for name in level)
     return len(line) < first * second or min(first, second) == 1
+
+
+def _means(lines: list[_Line], level: tuple[str, ...], title: str, word: str, better: Literal["low", "high"]) -> Table:
+    """Of a grid, which no table holds: by its first level alone."""
+    x, other = level
+    places = list(dict.fromkeys(row[x] for row, _ in lines[0][1]))
+    rows = tuple(
+        Row(name, {_said(at): statistics.fmean(value for row, value in line if row[x] == at) for at in places})
+        for name, line in lines
+    )
+    columns = tuple(Column(_said(at), "", better) for at in places)
+    return Table(columns, rows, title, f"{word.capitalize()} by {x}, mean over {other}.")
 
 
 def _map(name: str, line: list[tuple[Any, float]], level: tuple[str, ...], title: str, word: str) -> HeatMap:

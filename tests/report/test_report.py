@@ -367,6 +367,19 @@ def test_what_eval_prints_becomes_a_curve_over_length(saved):
     assert [cell for cell, _ in reader.row("yaad 2 seeds")[1:]] == ["2.03 ± 1.27", "2.10 ± 1.27"]
 
 
+def test_a_grid_has_a_table_of_its_means(saved):
+    def row(length, depth, found):
+        measured = {"mean": found, "interval": None, "values": [found]}
+        return {"length": length, "depth": depth, **dict.fromkeys(("exact", "found", "margin"), measured)}
+
+    rows = [row(512, 0.0, 1.0), row(512, 1.0, 0.5), row(1024, 0.0, 0.25), row(1024, 1.0, 0.0)]
+    found = {"task": "passkey", "settings": {}, "models": {"yaad": {"rows": rows}}}
+    sections = merged(report([saved(found, "yaad.json")]).sections)
+    table, grid = (s for s in sections if s.title == "passkey, found")
+    assert table.rows[0].values == {"512": 0.75, "1,024": 0.125} and table.note == "Found by length, mean over depth."
+    assert grid.grids[0].values == ((1.0, 0.25), (0.5, 0.0))
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
