@@ -15,6 +15,8 @@ A head's memory with matrices of o x i, in all P entries, P_k of them in matrice
     read      2 P bases           bases = 1 + slots, + 1 with a home or a link that is linearised at the chunk's origin
     pairs     2 (o + i) (C + 1)/2 for each matrix: scores with the chunk's earlier tokens and their sum
 
+Slots are those that a chunk hands on; the ones that are zero again where a chunk begins are no matrices to it.
+
 An MLP of expansion e has P = 2 e d^2, P_k = e d^2, a SwiGLU P = 3 e d^2, P_k = 2 e d^2. With chunk 1 the weights are
 written out after each token: bases is 1 and there are no pairs; so with `link_at="token"` and a link that is no
 identity. Several steps a token, windows and `Erase` multiply predict, pullback, step and pairs by their number. A
@@ -77,7 +79,7 @@ def layer_bytes(mixer: Mixer, sizes: Sizes) -> dict[str, float] | None:
     if not isinstance(mixer, Rule) or not _known(mixer) or mixer.chunk == 1:
         return None
     leaves, chunk = _shapes(mixer, sizes), mixer.chunk
-    slots, bases = mixer.algorithm.slots, _bases(mixer)
+    slots, bases = _slots(mixer), _bases(mixer)
 
     def products(shapes: list[tuple[int, int]], passes: float = 1) -> float:
         return sum(passes * o * i / chunk + o + i for o, i in shapes)
@@ -130,6 +132,11 @@ def _outer(rule: Rule, sizes: Sizes) -> list[tuple[int, int]]:
     return _shapes(rule, sizes)[: -2 if isinstance(rule.memory, SwiGLU) else -1]
 
 
+def _slots(rule: Rule) -> int:
+    """Slots that outlast a chunk."""
+    return 0 if rule.algorithm.resets else rule.algorithm.slots
+
+
 def _bases(rule: Rule) -> int:
     """Matrices that a read combines."""
     if rule.chunk == 1:
@@ -137,7 +144,7 @@ def _bases(rule: Rule) -> int:
     linearised = not isinstance(rule.retention, EuclideanRetention)
     if linearised and rule.link_at == "token":
         return 1
-    return 1 + rule.algorithm.slots + (linearised or rule.retention.to == "initial")
+    return 1 + _slots(rule) + (linearised or rule.retention.to == "initial")
 
 
 def _memory(mixer: Mixer, dense: bool, sizes: Sizes) -> dict[str, float] | None:
@@ -155,7 +162,7 @@ def _memory(mixer: Mixer, dense: bool, sizes: Sizes) -> dict[str, float] | None:
     parts = {
         "predict": 2 * entries * anchors * times,
         "pullback": 2 * outer * anchors * times,
-        "step": 2 * entries * (1 + mixer.algorithm.slots) * times,
+        "step": 2 * entries * (1 + _slots(mixer)) * times,
         "read": 2 * entries * _bases(mixer),
         "pairs": pair * seen * times if chunk > 1 else 0,
     }

@@ -66,10 +66,27 @@ def run(
         y [B, T, H, d_v] and the state after each sequence's last token.
     """
     cells = grid(where, tile or rule.chunk, None if state.aligned else state.offset)
+    if not (rule.algorithm.resets and cells.index is None and len(cells.sizes) > 1):
+        return _run(rule, state, q, k, v, gates, cells)
+    # Slots are zero where a chunk begins, so none is carried there, and only those of the last chunk are ever seen.
+    bare, lengths = replace(state, slots=dict.fromkeys(state.slots, ())), [where.length - cells.chunk, cells.chunk]
+    parts = zip(*(x.split(lengths, 1) for x in (q, k, v, *gates.values())), strict=True)
+    outputs, after = [], bare
+    for length, slots, (q, k, v, *seen) in zip(lengths, (bare.slots, state.slots), parts, strict=True):
+        own = replace(cells, sizes=cells.sizes[: length // cells.chunk], shape=(where.batch, length))
+        y, after = _run(rule, replace(after, slots=slots), q, k, v, dict(zip(gates, seen, strict=True)), own)
+        outputs.append(y)
+    return torch.cat(outputs, 1), after
+
+
+def _run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, cells: Grid) -> tuple[Tensor, State]:
+    """`run` on its chunks. A state without the algorithm's slots: these are zero where a chunk begins."""
     leaves = rule.leaves(q.shape[-1], v.shape[-1] // rule.window)
     # A hole's gates are those of a token that keeps everything, so that no formula meets 0 / 0 on its way to `where`.
     gates = {n: cells.slots(g, hole(n)) for n, g in gates.items()}
     coefficients = all_coefficients(rule, leaves, gates, cells.keep)
+    if unseen := rule.algorithm.slots - len(next(iter(state.slots.values()))):
+        coefficients = {n: c.without(unseen) for n, c in coefficients.items()}
     chunks = Write(cells.slots(k), cells.slots(v), gates, {n: c.write for n, c in coefficients.items()}, cells.keep)
     read = Read(cells.slots(q), {n: c.read for n, c in coefficients.items()})
     together = max(1, SEGMENT // cells.chunk)
@@ -126,6 +143,6 @@ def _learn_and_read(
     task = Task(rule, leaves, cells.sizes[0], together, tuple(given))
     y, *after = Scan.apply(task, *given.values())
     found = iter(after)
-    bases = {n: [next(found) for _ in range(1 + rule.algorithm.slots)] for n in leaves}
+    bases = {n: [next(found) for _ in task.bases(n)] for n in leaves}
     dual, slots = {n: b[0] for n, b in bases.items()}, {n: tuple(b[1:]) for n, b in bases.items()}
     return cells.tokens(y), replace(state, dual=dual, slots=slots, origin=dual, aligned=True)

@@ -45,7 +45,7 @@ class Task(NamedTuple):
 
     def bases(self, leaf: str) -> list[Key]:
         """The names of a leaf's dual and slots."""
-        return [("base", leaf, j) for j in range(1 + self.rule.algorithm.slots)]
+        return [name for name in self.names if name[:2] == ("base", leaf)]
 
 
 class Scan(torch.autograd.Function):

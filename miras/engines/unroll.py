@@ -66,6 +66,12 @@ class Coefficients(NamedTuple):
     read: Tensor | Decay
     write: Ends | Decay
 
+    def without(self, slots: int) -> Coefficients:
+        """The same map of the dual alone, where its so many slots are zero at the beginning and unseen at the end."""
+        assert isinstance(self.read, Tensor) and isinstance(self.write, Ends)
+        read, dual = (torch.cat([x[..., :1, :], x[..., 1 + slots :, :]], -2) for x in (self.read, self.write.dual))
+        return Coefficients(read, self.write._replace(dual=dual, slots=dual.unsqueeze(-3)[..., :0, :, :]))
+
 
 class Write(NamedTuple):
     """What learning from a chunk of every running sequence needs: tokens [N, H, C, ...] and what was computed ahead."""
