@@ -32,7 +32,7 @@ from miras.train.summary import Summary
 ROOT = Path(__file__).parent.parent
 RESULTS, PLOT = Path("benchmarks/results/chunks.md"), Path("docs/chunks.svg")
 MODELS = ("yaad", "moneta", "memora")
-CHUNKS = (16, 32, 64, 128)
+CHUNKS = (4, 16, 64, 128)
 STEPS, CONTEXT, BATCH = 250, 512, 2048
 
 

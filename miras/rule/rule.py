@@ -79,7 +79,8 @@ class Rule(Mixer):
         retention: retention gate, what is kept.
         algorithm: memory learning algorithm.
         chunk: tokens whose gradients are all taken at the weights the chunk began with. Part of the function, not of
-            its evaluation: decoding and every engine reproduce it exactly.
+            its evaluation: decoding and every engine reproduce it exactly. Deep memories want more than 1 to be
+            trained: with 1 outer gradients have no bounds (`docs/performance.md`).
         gradient_at: "previous", at W_{t-1} (Titans, Comba, RWKV-7 and the paper), or "decayed", at alpha_t W_{t-1}
             (Gated DeltaNet, KDA). For any chunk: the origin itself is retained with no step before token t's gradient
             is taken there.
