@@ -89,11 +89,12 @@ def _speed(entries: list[tuple[str, int]], rounds: int) -> dict[tuple[str, int],
 
 
 def _page(bits: dict, speed: dict, first: Summary, args: argparse.Namespace) -> str:
+    seeds = "one seed" if args.seeds == 1 else f"mean of {args.seeds} seeds and their spread"
     lines = [
         "# Quality against speed over chunk sizes",
         "",
         f"The tiny model, {first.steps} steps of {BATCH:,} tokens in sequences of {CONTEXT}, validation bits per byte "
-        f"({first.data['name']}, hash `{first.data['hash']}`), mean of {args.seeds} seeds and their spread; tokens per "
+        f"({first.data['name']}, hash `{first.data['hash']}`), {seeds}; tokens per "
         f"second of a training step, medians of {args.rounds} turns, {args.threads} thread(s).",
         f"`python benchmarks/chunks.py --seeds {args.seeds} --threads {args.threads}`, {cpu()}, commit "
         f"{commit() or 'unknown'}, torch {first.versions['torch']}.",
@@ -103,8 +104,8 @@ def _page(bits: dict, speed: dict, first: Summary, args: argparse.Namespace) -> 
     ]
     for (name, chunk), found in bits.items():
         ratio = speed[name, chunk] / speed[name, 16]
-        spread = max(found) - min(found)
-        cells = (name, chunk, f"{statistics.mean(found):.3f}", f"{spread:.3f}", f"{speed[name, chunk]:,.0f}")
+        spread = f"{max(found) - min(found):.3f}" if args.seeds > 1 else ""
+        cells = (name, chunk, f"{statistics.mean(found):.3f}", spread, f"{speed[name, chunk]:,.0f}")
         lines.append("| " + " | ".join(map(str, (*cells, f"{ratio:.2f}"))) + " |")
     return "\n".join(lines) + "\n"
 
