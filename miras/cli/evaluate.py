@@ -132,6 +132,7 @@ def _cell(mean: dict[str, Any]) -> str:
 def _footnotes(results: dict[str, Any]) -> str:
     lines = [
         f"{model}: {m['parameters']:,} parameters, {m['state_bytes']:,} bytes of state, {m['seconds']:,.0f} s"
+        + (f"; {len(m['diverged'])} of {results['seeds']} seeds diverged" if m["diverged"] else "")
         for model, m in results["models"].items()
     ]
     if results["seeds"] > 1:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from miras.data import load_corpus
-from miras.errors import UsageError, near
+from miras.errors import Diverged, UsageError, near
 from miras.evaluate.intervals import interval
 from miras.evaluate.loading import load_model, model_folder
 from miras.evaluate.scratch import ScratchConfig, learn
@@ -80,7 +80,7 @@ def compare(
     """Every model on the task, one after the other.
 
     A result is written to `out` as soon as it is there, and one that is there is not measured again, as long as the
-    task, the model and its weights, the text and the libraries are the same.
+    task, the model and its weights, the text and the libraries are the same. That a training diverged is a result, too.
 
     Args:
         name: of the task.
@@ -92,18 +92,27 @@ def compare(
         again: measure what is there, too.
 
     Returns:
-        Plain values: task, settings, training, and models: {model: {..., rows}}, each measure of a row a `Mean`.
+        Plain values: task, settings, training, and models: {model: {..., diverged, rows}}, each measure of a row a
+        `Mean` over the seeds that are left, and of each that diverged what there is to say.
 
     Raises:
         UsageError: no such model, or one that the task cannot be asked of.
+        Diverged: all seeds of a model did.
     """
     seeds = seeds if isinstance(task, SyntheticTask) or (isinstance(task, LanguageTask) and task.seeded) else 1
     about = {model: _about(name, task, training, model) for model in models}  # what is wrong shows before the work
     table: dict[str, Any] = {}
     for model in models:
         found = [_result(task, about[model], seed, out, again) for seed in range(seeds)]
-        rows = [_mean_row(task, lines) for lines in zip(*(result["rows"] for result in found), strict=True)]
-        table[model] = {**found[0]["model"], "seconds": sum(result["seconds"] for result in found), "rows": rows}
+        left = [result for result in found if "diverged" not in result]
+        diverged = [result["diverged"] for result in found if "diverged" in result]
+        if not left:
+            raise Diverged(diverged[0])
+        for words in diverged:
+            say(words)
+        rows = [_mean_row(task, lines) for lines in zip(*(result["rows"] for result in left), strict=True)]
+        seconds = sum(result["seconds"] for result in found)
+        table[model] = {**left[0]["model"], "seconds": seconds, "diverged": diverged, "rows": rows}
     return {
         "task": name,
         "settings": to_config(task),
@@ -162,9 +171,13 @@ def _result(task: Task, about: dict[str, Any], seed: int, out: Path, again: bool
         say(f"{label}: from {path}")
         return json.loads(path.read_text(encoding="utf-8"))
     start = time.perf_counter()
-    with Bar(label) as bar:
-        rows, size = _measure(task, about, bar)
-    result = {**about, "model": {**about["model"], **size}, "seconds": time.perf_counter() - start, "rows": rows}
+    try:
+        with Bar(label) as bar:
+            rows, size = _measure(task, about, bar)
+        measured = {"model": {**about["model"], **size}, "rows": rows}
+    except Diverged as lost:
+        measured = {"diverged": str(lost)}
+    result = {**about, "seconds": time.perf_counter() - start, **measured}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
     return result

@@ -53,7 +53,7 @@ def run(plan: Experiment, out: Path, jobs: int) -> list[Section]:
         The sections of its page: what the paper says, tables, curves, how to do it again.
 
     Raises:
-        MirasError: a training run failed; or a model diverged at every learning rate, or on a task with a later seed.
+        MirasError: a training run failed; or a model diverged at every learning rate.
     """
     out.mkdir(parents=True, exist_ok=True)
     sections = _on_text(plan, out, jobs) if isinstance(plan, TextExperiment) else _on_task(plan, out, jobs)

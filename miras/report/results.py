@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -42,7 +43,10 @@ def task_sections(found: Mapping[str, Any], names: Mapping[str, str] | None = No
         for kind in dict.fromkeys(row[first] for row, _ in lines[0][1]):
             own = [(name, [(row, x) for row, x in line if row[first] == kind]) for name, line in lines]
             sections += _figures(own, tuple(others), f"{title}, {kind}", word, better)
-    return sections
+    # Files of before it was a result that a training diverged do not say so.
+    lost = {(names or {}).get(model, model): len(r.get("diverged", ())) for model, r in found["models"].items()}
+    note = "".join(f" {name}: {count} of its seeds diverged." for name, count in lost.items() if count)
+    return [dataclasses.replace(s, note=s.note + note) if isinstance(s, Table) else s for s in sections]
 
 
 _Line = tuple[str, list[tuple[Any, float]]]

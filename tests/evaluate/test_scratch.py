@@ -11,6 +11,8 @@ from miras.evaluate import scratch
 from miras.evaluate.compare import compare, mean_of, settle
 from miras.evaluate.scratch import ScratchConfig, learn
 from miras.evaluate.tasks import TASKS, Memorisation, NoisyRecall
+from miras.report.results import task_sections
+from miras.report.table import Table
 
 SMALL = {"dim": 16, "layers": 1, "heads": 1, "steps": 60, "batch": 512, "learning_rate": 2e-2}
 TASK = Memorisation(vocabulary=17, train=(16,), test=(16, 32), examples=16)
@@ -60,6 +62,30 @@ def test_a_lost_training_says_so(monkeypatch):
     monkeypatch.setattr(scratch, "_loss", lambda model, _: next(model.parameters()).sum() * math.nan)
     with pytest.raises(Diverged, match=r"yaad was lost at step 1: the loss is nan. Try --set learning_rate=7e-03"):
         learn(TASK, ScratchConfig("yaad", **SMALL), quiet)
+
+
+def test_a_seed_that_diverged_is_a_result(tmp_path, monkeypatch, capsys):
+    plain, calls = learn, []
+
+    def lost_but_for_one(task, config, report):
+        calls.append((config.model, config.seed))
+        if config.model == "retnet" or config.seed == 1:
+            raise Diverged(f"{config.model} was lost at step 3.")
+        return plain(task, config, report)
+
+    monkeypatch.setattr("miras.evaluate.compare.learn", lost_but_for_one)
+    training = ScratchConfig(**SMALL | {"steps": 10})
+    for _ in range(2):
+        found = compare("memorisation", TASK, training, ["yaad"], 3, tmp_path)
+        (result,) = found["models"].values()
+        assert result["diverged"] == ["yaad was lost at step 3."]
+        assert all(len(row["accuracy"]["values"]) == 2 for row in result["rows"])
+        with pytest.raises(Diverged, match="retnet was lost at step 3"):
+            compare("memorisation", TASK, training, ["retnet"], 1, tmp_path)
+    assert len(calls) == 4, "what is lost is not tried again"
+    assert capsys.readouterr().err.count("was lost at step 3") == 2
+    (table,) = (section for section in task_sections(found) if isinstance(section, Table))
+    assert table.note == "Accuracy by length. yaad: 1 of its seeds diverged."
 
 
 def test_a_rule_from_a_file(tmp_path):
