@@ -2,6 +2,7 @@
 
 Counted are matrix products, a multiplication with its addition as 2; element-wise work is not. A backward pass has two
 products for each, so forward and backward are 3 times the forward pass, and what an engine computes again counts once.
+(Of first order it has one less for each of predict and pullback, which is counted here all the same.)
 
 A layer of size D with H heads of d, inner size I = H d:
 

@@ -39,6 +39,8 @@ class Model:
         rate2: of W2.
         home: states are relative to the initial memory.
         slots: tensors of its own that the algorithm carries for each matrix.
+        alone: chunks are of one token, which reads with what it leaves: the link itself, and nothing linearised.
+        first_order: outer gradients do not flow through the weights at which inner gradients are taken.
     """
 
     gated: bool
@@ -59,6 +61,8 @@ class Model:
     rate2: float
     home: bool
     slots: int
+    alone: bool
+    first_order: bool
 
     @classmethod
     def of(cls, rule: Rule, leaves: dict[str, Leaf]) -> Model:
@@ -94,6 +98,8 @@ class Model:
             rule.rate(w2),
             retention.to == "initial",
             rule.algorithm.slots,
+            alone(rule),
+            rule.first_order,
         )
 
     def __str__(self) -> str:
@@ -113,6 +119,11 @@ class Model:
 
 
 FIELDS = tuple(field.name for field in fields(Model))
+
+
+def alone(rule: Rule) -> bool:
+    """See `Model`."""
+    return rule.chunk == 1 and rule.read_at == "after"
 
 
 def memory_name(rule: Rule) -> str:
@@ -157,7 +168,5 @@ def reasons(rule: Rule) -> Iterator[str]:
         yield f"its kernels do not know {algorithm}"
     if rule.gradient_at != "previous":
         yield "its kernels take gradients at the memory before the chunk, gradient_at='previous'"
-    if rule.first_order:
-        yield "their derivative is of second order"
     if rule.window > 1 or rule.step_at == "chunk":
         yield "its kernels sum no losses of a window and take a step for every token"

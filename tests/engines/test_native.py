@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import miras
 from miras import variants
+from miras.algorithm import Momentum
 from miras.bias import L2, Huber
 from miras.engines.native import build
 from miras.engines.native import engine as native
@@ -92,6 +93,18 @@ def test_chunks_of_one_token_with_padding_and_in_a_pack(retention, layout):
     assert_engine_is_the_loop_on(options[layout], "native", rule, tokens, weights, slow)
 
 
+@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize("retention", [NoRetention(), Decay(to="initial"), KL(to="initial"), Lq()], ids=str)
+@pytest.mark.parametrize("learner", [GD, Momentum()], ids=["descent", "momentum"])
+def test_of_first_order_no_cotangents_go_to_the_weights_of_inner_gradients(chunk, retention, learner):
+    rule = Rule(SMALL, Huber(), retention, learner, chunk=chunk, first_order=True)
+    tokens, weights, slow = problem(rule, 10)
+    state = in_flight(rule, weights, slow)
+    state = state.map(lambda x: x.detach().requires_grad_(x.is_floating_point()), shared=True)
+    wrt = {n: x for n, x in tensors(state).items() if x.is_floating_point()}
+    assert_engine_is_the_loop("native", rule, tokens, state, {**tokens.named(), **wrt}, (3,))
+
+
 def test_several_threads_share_the_sequences_and_heads():
     tokens, weights, slow = problem(YAAD, 8)
     state = YAAD.init(weights, slow, batch=2)
@@ -110,7 +123,7 @@ def test_under_autocast_it_computes_in_float32():
 
 def test_nothing_is_kept_where_no_gradient_is_wanted():
     found = arguments(torch.no_grad())
-    *_, every, _ = found
+    *_, every = found
     assert every == 0 and not any(x.numel() for x in scan(*found)[5:])
 
 
@@ -155,6 +168,17 @@ def test_flops_are_those_of_the_formula(chunk, products, pairs):
     with FlopCounterMode(display=False) as counter:
         scan(*given)
     assert counter.get_total_flops() == 2 * 8 * (products * 2 * 16 * 16 + 2 * 2 * pairs * 16)
+
+
+def test_of_first_order_three_products_are_left_out_of_the_way_back():
+    counted = []
+    for rule in (YAAD, replace(YAAD, first_order=True)):
+        tokens, weights, slow = problem(rule, 8)
+        y, _ = call(rule, tokens, rule.init(weights, slow, batch=2), engine="native")
+        with FlopCounterMode(display=False) as counter:
+            y.sum().backward()
+        counted.append(counter.get_flop_counts()["Global"][torch.ops.miras.scan_backward])
+    assert counted[0] - counted[1] == 2 * 8 * 3 * 2 * 16 * 16
 
 
 # -- which rules it runs ----------------------------------------------------------------------------------------------

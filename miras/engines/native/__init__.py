@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from miras.engines.model import link_name, memory_name, reasons
+from miras.engines.model import alone, link_name, memory_name, reasons
 from miras.engines.native import build, engine, linear
 from miras.layout import Layout
 from miras.memory import Linear
@@ -51,7 +51,7 @@ def _deep(rule: Rule, gates: Gates | None) -> Iterator[str]:
     if memory_name(rule) != "mlp":
         yield f"its kernels are for Linear and for an MLP of 2 layers without fast biases, not {rule.memory}"
     yield from reasons(rule)
-    if rule.link_at == "token" and link_name(rule) != "identity" and not engine.alone(rule):
+    if rule.link_at == "token" and link_name(rule) != "identity" and not alone(rule):
         yield "its kernels have links at chunks only, link_at='chunk', or in chunks of one token, read after it"
     if link_name(rule) == "logistic":
         yield f"its kernels do not know the link of {rule.retention}"

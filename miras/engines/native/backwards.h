@@ -91,12 +91,12 @@ class Backwards : public Forwards {
         again(true);
         for (int m = 0; m < 2; m++) {
             std::fill_n(to_slope[m], d, real(0));
-            if (sloped) std::fill_n(to_weight[m], size, real(0));
+            if (sloped || call.first_order) std::fill_n(to_weight[m], size, real(0));
         }
         back_from_update(found);
         if (!alone) back_from_read(found);
         back_from_learning();
-        if (!alone) back_from_weights();
+        if (!alone && (sloped || !call.first_order)) back_from_weights();
     }
 
     // From the cotangents of weights to those of the state that they were made of.
@@ -342,7 +342,7 @@ class Backwards : public Forwards {
         });
         over(narrow, [&](int64_t j) { store(to_left1 + j, load(to_left1 + j) * real(call.rate1)); });
         inner(C, d, hidden, by_tokens(to_p), by_channels(weight[0]), to_left1, true, room);
-        outer(d, hidden, C, turned(u, d), by_tokens(to_p), by_channels(to_weight[0]), sloped);
+        back_to_weight(0, u, to_p, sloped);
         for (int64_t t = 0, at = 0; t < C; t++, at += d) {
             real none[1], *to_gate = call.to_gate ? call.to_gate + (chunk * C + t) * call.gate_width : none;
             if (call.gate_width == 1) *to_gate = 0;
@@ -351,9 +351,14 @@ class Backwards : public Forwards {
         }
         const real *by_z = to_left1;
         outer(C, hidden, d, direct(by_z, d), by_channels(weight[0]), by_tokens(to_x), true);
-        outer(d, hidden, C, turned(by_z, d), by_tokens(x), by_channels(to_weight[0]), true);
+        back_to_weight(0, by_z, x, true);
         over(wide, [&](int64_t j) { store(to_a + j, load(to_a + j) + load(to_x + j) * load(bent + j)); });
         inner(C, d, hidden, by_tokens(to_a), by_channels(weight[1]), to_k, true, room);
-        outer(d, hidden, C, turned(k, d), by_tokens(to_a), by_channels(to_weight[1]), sloped);
+        back_to_weight(1, k, to_a, sloped);
+    }
+
+    // From the products of a chunk's gradients to the weights at which they are taken.
+    void back_to_weight(int m, const real *left, const real *right, bool more) {
+        if (!call.first_order) outer(d, hidden, C, turned(left, d), by_tokens(right), by_channels(to_weight[m]), more);
     }
 };

@@ -41,7 +41,7 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
     last = last_chunks(cells, start, where) if partial else None
     model, every = str(Model.of(rule, leaves)), _every(given, starts)
     with torch.autocast("cpu", enabled=False):
-        made = scan(*given, *programs, last, model, len(cells.sizes), every, alone(rule))
+        made = scan(*given, *programs, last, model, len(cells.sizes), every)
     y, *ends = made[:3]
     parts = {n: x.unbind(2) for n, x in zip(("w1", "w2"), ends, strict=True)}
     after = replace(start, dual={n: x[0] for n, x in parts.items()}, slots={n: x[1:] for n, x in parts.items()})
@@ -50,11 +50,6 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
     else:
         after = replace(after, origin=after.dual, aligned=True)
     return cells.tokens(y), reassemble(cells, after, [])
-
-
-def alone(rule: Rule) -> bool:
-    """Whether chunks are of one token that reads with what it leaves: the link itself, and nothing linearised."""
-    return rule.chunk == 1 and rule.read_at == "after"
 
 
 def _coefficients(rule: Rule, leaf: Leaf, gates: Gates, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

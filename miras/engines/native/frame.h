@@ -13,7 +13,8 @@ struct Call {
     // M chunks, N sequences; chunk i of sequence n is number first[i] + n. `every` is 0 where nothing is kept.
     int64_t chunks, sequences, heads, tokens, d, hidden, slots, gate_width, width, eta_width, every, threads;
     int64_t activation, norm, residual, clip, bias, link;
-    int64_t alone; // chunks are of one token, which reads with what it leaves
+    int64_t alone;       // chunks are of one token, which reads with what it leaves
+    int64_t first_order; // no cotangents go to the weights at which gradients are taken
     double exponent, sharpness, q, unit1, unit2, constant1, constant2, rate1, rate2;
     const int64_t *first, *count, *last;
     // Tokens [M, H, C, .]; coefficients of updates [M, H, 1 + S, 1 + S + C, width], of reads [M, H, C, 1 + S + C] or,

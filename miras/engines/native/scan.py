@@ -28,7 +28,7 @@ RESULTS = ("y", "end1", "end2", "last1", "last2", *KEPT)
 # Numbers per token: of the bias' gate, of coefficients and of eta.
 WIDTHS = ("gate_width", "width", "eta_width")
 SIZES = ("chunks", "sequences", "heads", "tokens", "d", "hidden", "slots", *WIDTHS, "every", "threads")
-WORDS = ("activation", "norm", "residual", "clip", "bias", "link", "alone")
+WORDS = ("activation", "norm", "residual", "clip", "bias", "link", "alone", "first_order")
 NUMBERS = ("exponent", "sharpness", "q", "unit1", "unit2", "constant1", "constant2", "rate1", "rate2")
 COTANGENTS = tuple(f"from_{name}" for name in RESULTS[:5])
 GRADIENTS = tuple(f"to_{name}" for name in GIVEN)
@@ -46,14 +46,14 @@ class Call(ctypes.Structure):
     )
 
 
-def _call(model: str, every: int, alone: bool, tensors: Mapping[str, Tensor | None]) -> Call:
+def _call(model: str, every: int, tensors: Mapping[str, Tensor | None]) -> Call:
     rule, k, start = Model.parse(model), tensors["k"], tensors["start1"]
     assert k is not None and start is not None
     sizes = (k.shape[0], start.shape[0], *k.shape[1:], start.shape[-1], start.shape[2] - 1)
     widths = [0 if (x := tensors[name]) is None else x.shape[-1] for name in ("gate", "write", "eta")]
     words = (
         *(ACTIVATIONS.index(rule.activation), rule.norm, rule.residual, rule.clip),
-        *(BIASES.index(rule.bias), LINKS.index(rule.link), alone),
+        *(BIASES.index(rule.bias), LINKS.index(rule.link), rule.alone, rule.first_order),
     )
     numbers = (rule.p, rule.sharpness, rule.q, rule.unit1, rule.unit2, rule.slope1, rule.slope2, rule.rate1, rule.rate2)
     return point(Call(*sizes, *widths, every, torch.get_num_threads(), *words, *numbers), tensors)
@@ -90,7 +90,6 @@ def scan(
     model: str,
     steps: int,
     every: int,
-    alone: bool,
 ) -> list[Tensor]:
     """Learn from and read in M chunks of N sequences.
 
@@ -100,11 +99,13 @@ def scan(
         v: values.
         gate: the bias' gate [M, H, C, 1 | d], if it has one.
         write: the update's coefficients [M, H, 1 + S, 1 + S + C, 1 | d].
-        read: those of reads [M, H, C, 1 + S + C]; or, if these are per channel, the sums of log alpha [M, H, C, d].
+        read: those of reads [M, H, C, 1 + S + C], which do not count where chunks are `alone`; or, if these are per
+            channel, the sums of log alpha [M, H, C, d].
         eta: eta [M, H, C, 1 | d] if they are.
         start1: dual and slots of W1 that the first chunks find, [N, H, 1 + S, d, hidden].
         start2: of W2, [N, H, 1 + S, hidden, d].
-        origin1: dual at which the first chunks' gradients are taken, [N, H, d, hidden], if not there.
+        origin1: dual at which the first chunks' gradients are taken, [N, H, d, hidden], if not there; none where chunks
+            are `alone`, and no `last`.
         origin2: of W2.
         home1: the initial dual that states are relative to, [H, d, hidden], if they are.
         home2: of W2.
@@ -116,8 +117,6 @@ def scan(
         model: what is computed, `str(Model)`.
         steps: chunks of the longest sequence.
         every: for the way back, the states of one of so many chunks are kept; 0 if there is none.
-        alone: chunks are of one token, which reads with what it leaves; then `read` does not count, and there
-            are neither origins nor `last`.
 
     Returns:
         y [M, H, C, d]; dual and slots of W1 and of W2 at the end; the duals of both that the chunks `last` find; and
@@ -125,9 +124,9 @@ def scan(
     """
     given = [queries, k, v, gate, write, read, eta, start1, start2, origin1, origin2, home1, home2, gamma, beta]
     tensors = dict(zip(GIVEN, map(contiguous, given), strict=True))
-    made = _empty(k, start1, start2, last, model, steps, every, alone)
+    made = _empty(k, start1, start2, last, model, steps, every)
     where = {"first": first, "count": count, "last": last}
-    call = _call(model, every, alone, where | tensors | dict(zip(RESULTS, made, strict=True)))
+    call = _call(model, every, where | tensors | dict(zip(RESULTS, made, strict=True)))
     library(k.dtype).scan_forwards(ctypes.byref(call))
     return made
 
@@ -138,14 +137,15 @@ def contiguous(x: Tensor | None) -> Tensor | None:
 
 
 def _empty(
-    k: Tensor, start1: Tensor, start2: Tensor, last: Tensor | None, model: str, steps: int, every: int, alone: bool
+    k: Tensor, start1: Tensor, start2: Tensor, last: Tensor | None, model: str, steps: int, every: int
 ) -> list[Tensor]:
     """What `scan` returns, unset."""
+    rule = Model.parse(model)
     (m, heads, size, d), (n, *_, hidden), copies = k.shape, start1.shape, start1.shape[2]
     wide, narrow = (m, heads, size, hidden), (m, heads, size, d)
     none = (0,)
     lasts = [none, none] if last is None else [(n, heads, d, hidden), (n, heads, hidden, d)]
-    kept = [wide, wide, wide, narrow, narrow, none if alone or Model.parse(model).link == "identity" else narrow]
+    kept = [wide, wide, wide, narrow, narrow, none if rule.alone or rule.link == "identity" else narrow]
     states = (n, heads, -(-steps // every), copies, 2, hidden, d) if every else none
     shapes = [narrow, start1.shape, start2.shape, *lasts, *(kept if every else [none] * len(kept)), states]
     return [k.new_empty(shape) for shape in shapes]
@@ -153,7 +153,7 @@ def _empty(
 
 @scan.register_fake
 def _(queries: Any, k: Any, *rest: Any) -> Any:
-    return _empty(k, *rest[5:7], *rest[-5:])
+    return _empty(k, *rest[5:7], *rest[-4:])
 
 
 @torch.library.custom_op("miras::scan_backward", mutates_args=(), device_types="cpu")
@@ -164,7 +164,6 @@ def scan_backward(
     where: list[Tensor],
     model: str,
     every: int,
-    alone: bool,
 ) -> list[Tensor]:
     """The cotangents of `scan`'s tensors `given`, empty for those that are None, from those of its first five results,
     the last two empty if they were, and what it has kept; `where` are first, count and, if there is one, last.
@@ -177,7 +176,7 @@ def scan_backward(
     above = dict(zip(COTANGENTS, map(contiguous, cotangents), strict=True))
     made = {f"to_{n}": x for n, x in to.items()}
     placed = dict(zip(("first", "count", "last"), where, strict=False))
-    call = _call(model, every, alone, placed | tensors | dict(zip(KEPT, kept, strict=True)) | above | made)
+    call = _call(model, every, placed | tensors | dict(zip(KEPT, kept, strict=True)) | above | made)
     library(kept[0].dtype).scan_backwards(ctypes.byref(call))
     to = {n: x.sum(0) if n in shared else x for n, x in to.items()}
     return [to[n] if n in to else kept[0].new_empty(0) for n in GIVEN]
@@ -189,7 +188,7 @@ def _(cotangents: Any, kept: Any, given: Any, *rest: Any) -> Any:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    *tensors, ctx.model, _, ctx.every, ctx.alone = inputs
+    *tensors, ctx.model, _, ctx.every = inputs
     ctx.tensors = len(tensors)
     ctx.mark_non_differentiable(*output[5:])
     ctx.set_materialize_grads(False)  # or zeros of all that was kept come back
@@ -202,8 +201,8 @@ def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Tensor | None,
     given, where, kept = saved[: len(GIVEN)], saved[len(GIVEN) : ctx.tensors], saved[ctx.tensors :]
     above = [kept[0].new_zeros(s) if c is None else c for c, s in zip(cotangents[:5], ctx.shapes, strict=True)]
     placed = [x for x in where if x is not None]
-    to = torch.ops.miras.scan_backward(above, list(kept), list(given), placed, ctx.model, ctx.every, ctx.alone)
-    return *(None if x is None else t for x, t in zip(given, to, strict=True)), *(None for _ in range(7))
+    to = torch.ops.miras.scan_backward(above, list(kept), list(given), placed, ctx.model, ctx.every)
+    return *(None if x is None else t for x, t in zip(given, to, strict=True)), *(None for _ in range(6))
 
 
 scan.register_autograd(_backward, setup_context=_save)
@@ -212,14 +211,17 @@ scan.register_autograd(_backward, setup_context=_save)
 @register_flop_formula(torch.ops.miras.scan)
 def _flops(q: Any, k: Any, *rest: Any, **_: Any) -> int:
     """Of a chunk's own tokens one sees half of them."""
-    (m, heads, size, d), start1, home, model, alone = k, rest[5], rest[9], rest[-4], rest[-1]
+    (m, heads, size, d), start1, home, rule = k, rest[5], rest[9], Model.parse(rest[-3])
     copies, hidden = start1[2], start1[-1]
-    based = home is not None or Model.parse(model).link != "identity"
-    products = 3 + 2 * copies + 2 * (1 if alone else copies + based)
-    return 2 * m * heads * size * (products * d * hidden + (0 if alone else (size + 1) * (d + hidden)))
+    based = home is not None or rule.link != "identity"
+    products = 3 + 2 * copies + 2 * (1 if rule.alone else copies + based)
+    return 2 * m * heads * size * (products * d * hidden + (0 if rule.alone else (size + 1) * (d + hidden)))
 
 
 @register_flop_formula(torch.ops.miras.scan_backward)
-def _(above: Any, kept: Any, given: Any, where: Any, model: str, every: Any, alone: bool, **_: Any) -> int:
+def _(above: Any, kept: Any, given: Any, where: Any, model: str, every: Any, **_: Any) -> int:
     """What is computed again does not count."""
-    return 2 * _flops(*given, None, None, None, model, 0, 0, alone)
+    m, heads, size, d = given[1]
+    # Of first order the weights of inner gradients have no cotangents, one for each of the three products they are in.
+    less = 3 * 2 * m * heads * size * d * given[7][-1] if Model.parse(model).first_order else 0
+    return 2 * _flops(*given, None, None, None, model, 0, 0) - less
