@@ -10,16 +10,17 @@ import miras
 from miras.mixer import mixer_from_config
 from miras.registry import choices
 from miras.retention import Retention
+from miras.train.config import load_config
 
 ROOT = Path(__file__).parents[1]
 
 
-def _python(document: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
+def _written(document: str, language: str = "python") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
 
 
 def test_the_gate_of_contributing_keeps_the_contract():
-    (source,) = _python("CONTRIBUTING.md")
+    (source,) = _written("CONTRIBUTING.md")
     before = choices(Retention)
     try:
         names: dict = {"__name__": "contributing"}
@@ -42,6 +43,9 @@ def test_the_gate_of_contributing_keeps_the_contract():
         Retention.members = before
 
 
-def test_the_example_of_the_readme_runs():
-    (source,) = _python("README.md")
-    exec(compile(source, "README.md", "exec", dont_inherit=True), {"__name__": "readme"})
+def test_the_example_of_the_readme_runs_and_is_the_rule_of_its_file(tmp_path):
+    (source,), (content,) = _written("README.md"), _written("README.md", "yaml")
+    names: dict = {"__name__": "readme"}
+    exec(compile(source, "README.md", "exec", dont_inherit=True), names)
+    (tmp_path / "mine.yaml").write_text(content)
+    assert set(load_config(str(tmp_path / "mine.yaml"), {}).mixers) == {names["rule"]}

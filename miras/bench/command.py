@@ -12,14 +12,13 @@ import torch
 from rich.console import Console
 
 from miras.bench.decode import CONTEXTS
-from miras.bench.entries import PEERS
+from miras.bench.entries import PEERS, mixer_of
 from miras.bench.run import Plan, bench
 from miras.bench.show import plot, speed_line, tables
 from miras.bench.sizes import Sizes
 from miras.demo import MODELS
 from miras.errors import UsageError, near
 from miras.train.files import write_json
-from miras.variants import VARIANTS
 
 CHUNKS = (4, 8, 16, 32, 64, 128)
 TIMES = tuple(512 << i for i in range(8))
@@ -56,8 +55,7 @@ def measure(
         times = QUICK_TIMES if quick else TIMES
     contexts = (QUICK_CONTEXTS if quick else CONTEXTS) if decoding else ()
     for name in models or ():
-        if name not in VARIANTS:
-            raise UsageError(f"no variant is called {name!r}." + near(name, list(VARIANTS)))
+        mixer_of(name)  # what is wrong with it shows before the work
     base = Sizes(**sizes)
     names = dict.fromkeys([*(models or MODELS), *_peers(peers, base.level)])
     plan = Plan(tuple(names), base, tuple(sorted(set(times))), tuple(sorted(set(chunks))), contexts=contexts, **options)

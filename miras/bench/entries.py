@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from miras.bench.flops import BACKWARD, layer_bytes, layer_flops, model_flops
 from miras.bench.sizes import Sizes
-from miras.errors import MirasError
+from miras.errors import MirasError, UsageError
 from miras.layer import MirasLayer
 from miras.mixer import Mixer
 from miras.model import Miras
 from miras.rule import Rule
+from miras.train.config import load_config, names_file
 from miras.variants import variant
 
 PEER_CHUNK = 64
@@ -100,11 +101,25 @@ PEERS = {
 }
 
 
+def mixer_of(name: str, chunk: int | None = None) -> Mixer:
+    """That of a variant, or of a file with a rule as `miras train` takes it, which has its own chunk.
+
+    Raises:
+        UsageError: no such variant or file, or a file with several rules.
+    """
+    if not names_file(name):
+        return variant(name, chunk)
+    first, *others = dict.fromkeys(load_config(name, {}).mixers)
+    if others:
+        raise UsageError(f"{name}: expected one rule for all layers, got {1 + len(others)}.")
+    return first
+
+
 def has_chunk(name: str) -> bool:
-    """Whether the chunk matters to an entry."""
+    """Whether the chunk that is asked for matters to an entry."""
     if name in PEERS:
         return PEERS[name].chunked
-    return variant(name, 2) != variant(name, 3)
+    return mixer_of(name, 2) != mixer_of(name, 3)
 
 
 def build(name: str, sizes: Sizes) -> nn.Module:
@@ -120,11 +135,11 @@ def build(name: str, sizes: Sizes) -> nn.Module:
     gates: Any = sizes.gates
     with torch.device(sizes.device):  # large models take long to draw on a CPU
         if sizes.level == "layer":
-            layer = MirasLayer(sizes.dim, sizes.heads, variant(name, sizes.chunk), gates=gates)
+            layer = MirasLayer(sizes.dim, sizes.heads, mixer_of(name, sizes.chunk), gates=gates)
             if sizes.compile:
                 layer.compile(dynamic=False)
             return layer
-        mixers = [variant(name, sizes.chunk)] * sizes.layers
+        mixers = [mixer_of(name, sizes.chunk)] * sizes.layers
         model = Miras(sizes.vocab, sizes.dim, sizes.heads, _hidden(sizes), mixers, gates=gates)
     if sizes.compile:
         model.backbone.compile_layers()
@@ -175,7 +190,7 @@ def useful_flops(name: str, sizes: Sizes) -> float | None:
     """FLOPs of one call by formula (see `miras.bench.flops`), or None where there is none."""
     if name in PEERS and name != "sdpa":
         return None
-    mixer: Mixer = variant("transformer" if name == "sdpa" else name, sizes.chunk)
+    mixer = mixer_of("transformer" if name == "sdpa" else name, sizes.chunk)
     if sizes.level == "layer":
         parts = layer_flops(mixer, sizes)
         each = None if parts is None else sum(parts.values())
@@ -188,17 +203,17 @@ def product_bytes(name: str, sizes: Sizes) -> float | None:
     """Bytes that the products of one call of a layer move by formula, or None where there is none."""
     if name in PEERS or sizes.level != "layer":
         return None
-    parts = layer_bytes(variant(name, sizes.chunk), sizes)
+    parts = layer_bytes(mixer_of(name, sizes.chunk), sizes)
     return None if parts is None else sum(parts.values()) * sizes.tokens * (1 + BACKWARD * sizes.backward)
 
 
 def chunk_of(name: str, sizes: Sizes) -> int | None:
     """Tokens per chunk of an entry; None where it has none."""
-    if not has_chunk(name):
+    if not (has_chunk(name) or names_file(name)):
         return None
     if name in PEERS:
         return sizes.chunk or PEER_CHUNK
-    mixer = variant(name, sizes.chunk)
+    mixer = mixer_of(name, sizes.chunk)
     return mixer.chunk if isinstance(mixer, Rule) else None
 
 

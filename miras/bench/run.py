@@ -34,7 +34,7 @@ class Plan:
     """What to measure.
 
     Args:
-        names: variants and peers, see `miras.bench.entries`.
+        names: variants, files with a rule, and peers; see `miras.bench.entries`.
         sizes: of every case, but for what the next two vary.
         times: tokens of a sequence.
         chunks: tokens per chunk; None: each rule's own.

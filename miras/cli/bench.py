@@ -17,14 +17,18 @@ from miras.process import set_threads
     epilog="Examples:\n\n  miras bench\n\n  miras bench yaad memora --chunk 16,64 --threads 1"
     "\n\n  miras bench yaad transformer --level model --time 256,8192 --sweep none"
     "\n\n  miras bench yaad --sweep time --forward --peers sdpa\n\n  miras bench yaad moneta --decode --profile"
+    "\n\n  miras bench mine.yaml yaad --chunk 16"
 )
 def bench(
-    models: Annotated[list[str] | None, typer.Argument(help="Variants (see miras list); some unless given.")] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="Variants (see miras list) or .yaml / .json files with a rule; some unless given."),
+    ] = None,
     time: Annotated[str, typer.Option(help="Tokens of a sequence, several separated by commas.")] = "2048",
     batch: Annotated[int, typer.Option(help="Sequences side by side.")] = 2,
     dim: Annotated[int | None, typer.Option(help="Size of the stream; 256, for a model 128.")] = None,
     heads: Annotated[int, typer.Option(help="Heads of each layer.")] = 4,
-    chunk: Annotated[str, typer.Option(help="Tokens per chunk, several separated by commas.")] = "64",
+    chunk: Annotated[str, typer.Option(help="Tokens per chunk of variants, several separated by commas.")] = "64",
     gates: Annotated[str, typer.Option(help="head or channel.")] = "head",
     dtype: Annotated[str, typer.Option(help="float32, or bfloat16 for mixed precision.")] = "float32",
     backward: Annotated[

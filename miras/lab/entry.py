@@ -13,7 +13,7 @@ from miras.memory import MLP, Linear, Memory
 from miras.mixer import Mixer
 from miras.retention import L2, Retention
 from miras.rule import Rule
-from miras.train.config import load_config
+from miras.train.config import load_config, names_file
 from miras.variants import DEFAULT_CHUNK, VARIANTS, variant
 
 ETA, LOG_ALPHA = "eta", "log_alpha"
@@ -78,7 +78,7 @@ def entry(name: str, mixer: Mixer | None = None, tau: float | None = None) -> En
         UsageError: an unknown name, a bad file, or attention, which has no fixed-size memory to look into.
     """
     if mixer is None:
-        if name.endswith((".yaml", ".yml", ".json")):
+        if names_file(name):
             config = load_config(name, {})
             name, mixer = config.model, config.mixers[0]
         else:

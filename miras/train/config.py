@@ -194,6 +194,11 @@ def flag(field: str) -> str:
     return "MODEL" if field == "model" else "--" + field.replace("_", "-")
 
 
+def names_file(model: str) -> bool:
+    """Whether a model is given by a configuration file, and not by the name of a variant."""
+    return model.endswith((".yaml", ".yml", ".json"))
+
+
 def load_config(model: str | None, flags: Mapping[str, Any]) -> TrainConfig:
     """A configuration from what the command line says.
 
@@ -211,7 +216,7 @@ def given_by(model: str | None) -> dict[str, Any]:
     """The fields that a model's name, or the file in its place, gives."""
     if model is None:
         return {}
-    return read_config(Path(model)) if model.endswith((".yaml", ".yml", ".json")) else {"model": model}
+    return read_config(Path(model)) if names_file(model) else {"model": model}
 
 
 def read_config(path: Path) -> dict[str, Any]:

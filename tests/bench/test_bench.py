@@ -177,6 +177,18 @@ def test_a_quick_run_writes_json_and_a_drawing(tmp_path):
     assert "forward and backward of a layer" in title(results)
 
 
+def test_a_rule_of_ones_own_has_its_own_chunk(tmp_path):
+    mine, several = tmp_path / "mine.json", tmp_path / "several.json"
+    mine.write_text(json.dumps({"mixer": [GATED.to_config()]}))
+    several.write_text(json.dumps({"mixer": [DEEP.to_config(), GATED.to_config()]}))
+    words = "--quick --sweep chunk --decode --profile --peers none --threads 1 --out".split()
+    miras("bench", mine, "yaad", *words, tmp_path)  # with memory: a process that reads the file, too
+    results = json.loads((tmp_path / "bench.json").read_text())
+    assert [(row["name"], row["chunk"]) for row in results["rows"]] == [(str(mine), 16), ("yaad", 4), ("yaad", 8)]
+    assert all(row["of_ceiling"] > 0 and row["peak_bytes"] > 0 for row in results["rows"])
+    assert "expected one rule for all layers, got 2" in miras("bench", several, code=2).stderr
+
+
 @pytest.mark.parametrize("words", ["--sweep time --peers none", "--forward --level model", "--dtype bfloat16"])
 def test_other_quick_runs(words, tmp_path):
     miras("bench", "yaad", "transformer", "--quick", "--no-memory", *words.split(), "--threads", 1, "--out", tmp_path)
@@ -189,6 +201,7 @@ def test_other_quick_runs(words, tmp_path):
     ("words", "said"),
     [
         ("yad", "Did you mean 'yaad'"),
+        ("mine.yaml", "mine.yaml: there is no such configuration file"),
         ("--peers titan-pytorch", "Did you mean 'titans-pytorch'"),
         ("--time long", "--time long: expected whole numbers"),
         ("--chunk 0", "--chunk 0: expected whole numbers"),
