@@ -80,7 +80,7 @@ class Rule(Mixer):
         algorithm: memory learning algorithm.
         chunk: tokens whose gradients are all taken at the weights the chunk began with. Part of the function, not of
             its evaluation: decoding and every engine reproduce it exactly. Deep memories want more than 1 to be
-            trained: with 1 outer gradients have no bounds (`docs/performance.md`).
+            trained, or `first_order`: with 1 outer gradients of second order have no bounds (`docs/performance.md`).
         gradient_at: "previous", at W_{t-1} (Titans, Comba, RWKV-7 and the paper), or "decayed", at alpha_t W_{t-1}
             (Gated DeltaNet, KDA). For any chunk: the origin itself is retained with no step before token t's gradient
             is taken there.
@@ -95,7 +95,8 @@ class Rule(Mixer):
             the field becomes "token".
         read_at: "after", a token reads with the weights it has left behind, or "before", with those it has found.
         first_order: outer gradients do not flow through the weights at which inner gradients are taken. The function is
-            the same, its derivative is a wrong one: only there to measure what the second order buys.
+            the same, its derivative is a wrong one, which keeps its bounds at chunk 1. Otherwise it costs some quality
+            and saves little time (`docs/performance.md`).
         inputs: how a layer makes gates, keys and queries for it; no part of the function.
 
     Raises:
