@@ -103,6 +103,7 @@ def variants(quick: bool) -> Iterator[Variant]:
     yield Variant("paper's l_p", replace(yaad, bias=Lp(form="paper")), 64, 64)
     yield Variant("logistic link", replace(yaad, retention=Bregman(to="initial")), 64, 64)
     yield Variant("chunk of 48", variant("yaad", 48), 64, 48)
+    yield Variant("yaad, first order", replace(yaad, first_order=True), 64, 64)
     yield Variant("memora, token", memora, 32, 64)
     yield Variant("memora, token", memora, 128, 64)
     yield Variant("memora, token", replace(memora, chunk=128), 64, 128)

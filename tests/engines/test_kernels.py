@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import call
@@ -66,6 +68,8 @@ def test_from_the_start(engine, rule, channels):
             for cuts in CUTS
         ),
         on("triton", SWIGLU, CUTS[1], name="swiglu"),
+        on("triton", replace(SWIGLU, first_order=True), CUTS[1], name="swiglu-first-order"),
+        on("triton", replace(YAAD, first_order=True), CUTS[1], name="first-order"),
     ],
 )
 def test_from_the_middle_of_a_chunk_cut_anywhere(engine, rule, cuts):

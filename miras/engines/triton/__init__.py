@@ -44,8 +44,6 @@ def _reasons(rule: Rule, tokens: tuple[Tensor, Tensor] | None) -> Iterator[str]:
     if not memory_name(rule):
         yield f"its kernels are for SwiGLU and for an MLP of 2 layers without fast biases, not {rule.memory}"
     yield from reasons(rule)
-    if rule.first_order:
-        yield "the derivative of its kernels is of second order"
     if rule.chunk > LONGEST:
         yield f"at chunks above {LONGEST} plain matrix products are as good"
     if tokens is None or not (tokens[1].is_cuda or INTERPRETED):

@@ -249,9 +249,11 @@ def _(
     gate: Any,
     rows: Any,
     starts: list[list[int]],
-    *_: Any,
+    *rest: Any,
     **also: Any,
 ) -> int:
     # W1 inner, W1^T u1, W1^T to_z and two for W1 itself; for each other matrix a, W2^T to_a and one for itself; two for
-    # each matrix of each copy.
-    return (5 + 3 * (len(starts) - 1) + 2 * len(starts) * starts[0][2]) * _products(k, starts[0])
+    # each matrix of each copy. Of first order none for the matrices themselves.
+    leaves, first_order = len(starts), Model.parse(rest[-2]).first_order
+    products = 5 + 3 * (leaves - 1) - (1 + leaves) * first_order + 2 * leaves * starts[0][2]
+    return products * _products(k, starts[0])

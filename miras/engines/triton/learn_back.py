@@ -18,7 +18,8 @@ With a gate, b = W3 k, x = s(b) (.) a, u2 = s(b) (.) p, u3 = s'(b) (.) a (.) p, 
     to_a = s'(b) (.) p (.) to_u3 + s(b) (.) (to_x + W1^T to_z)
     to_b = p (.) (s'(b) (.) to_u2 + s''(b) (.) a (.) to_u3) + s'(b) (.) a (.) (to_x + W1^T to_z)
 
-All in three passes over the hidden axis, each with few tiles at a time: to_u1; to_a and to_b; the matrices.
+All in three passes over the hidden axis, each with few tiles at a time: to_u1; to_a and to_b; the matrices. Of first
+order nothing goes to the matrices.
 """
 
 # Kernels are written in the language of Triton, whose values have other types than Python sees.
@@ -371,21 +372,23 @@ def learn_back_kernel(
         for begin in tl.range(0, HIDDEN, BLOCK, disable_licm=True):
             to_w1, to_w2 = tl.zeros((D, BLOCK), SUM), tl.zeros((D, BLOCK), SUM)
             to_w3 = to_w2
-            for begin_t in tl.range(0, stop, TILE, disable_licm=True):
-                t = begin_t + tile
-                at = t[:, None] * HIDDEN + hidden
-                inner = load(inners + at + begin, t, LIMIT)
-                to_w1 = add_product(to_w1, tl.trans(tokens(left1_here, t, LIMIT, D, D) / MODEL.rate1), inner, OPERAND)
-                wide = load(x_here + at + begin, t, LIMIT)
-                to_w1 = add_product(to_w1, tl.trans(tokens(to_zs, t, LIMIT, D, D)), wide, OPERAND)
-                to_a = load(to_as + at + begin, t, LIMIT)
-                to_w2 = add_product(to_w2, tl.trans(tokens(k_here, t, LIMIT, D, D)), to_a, OPERAND)
-                if MODEL.gated:
-                    to_b = load(to_bs + at + begin, t, LIMIT)
-                    to_w3 = add_product(to_w3, tl.trans(tokens(k_here, t, LIMIT, D, D)), to_b, OPERAND)
-            w1, w2 = full(start1, home1, at1 + begin, MODEL), full(start2, home2, at2 + begin * D, MODEL)
-            to_w1 = weight_back(to_w1, along1, w1, s1a, s1b, D, HIDDEN, MODEL.unit1, MODEL)
-            to_w2 = weight_back(to_w2, along2, w2, s2a, s2b, D, HIDDEN, MODEL.unit2, MODEL)
+            if not MODEL.first_order:
+                for begin_t in tl.range(0, stop, TILE, disable_licm=True):
+                    t = begin_t + tile
+                    at = t[:, None] * HIDDEN + hidden
+                    inner = load(inners + at + begin, t, LIMIT)
+                    left1 = tokens(left1_here, t, LIMIT, D, D) / MODEL.rate1
+                    to_w1 = add_product(to_w1, tl.trans(left1), inner, OPERAND)
+                    wide = load(x_here + at + begin, t, LIMIT)
+                    to_w1 = add_product(to_w1, tl.trans(tokens(to_zs, t, LIMIT, D, D)), wide, OPERAND)
+                    to_a = load(to_as + at + begin, t, LIMIT)
+                    to_w2 = add_product(to_w2, tl.trans(tokens(k_here, t, LIMIT, D, D)), to_a, OPERAND)
+                    if MODEL.gated:
+                        to_b = load(to_bs + at + begin, t, LIMIT)
+                        to_w3 = add_product(to_w3, tl.trans(tokens(k_here, t, LIMIT, D, D)), to_b, OPERAND)
+                w1, w2 = full(start1, home1, at1 + begin, MODEL), full(start2, home2, at2 + begin * D, MODEL)
+                to_w1 = weight_back(to_w1, along1, w1, s1a, s1b, D, HIDDEN, MODEL.unit1, MODEL)
+                to_w2 = weight_back(to_w2, along2, w2, s2a, s2b, D, HIDDEN, MODEL.unit2, MODEL)
             a00, a01, a10, a11 = state_back(
                 to_w1, i, at1 + begin, found[0] + here, from_found[0] + here, to_state1, to_origin1, to_home1,
                 keep, keep_01, keep_10, keep_11, SIZE, MODEL,
@@ -399,8 +402,9 @@ def learn_back_kernel(
             of_10 += a10 + b10
             of_11 += a11 + b11
             if MODEL.gated:
-                w3 = full(start3, home3, at2 + begin * D, MODEL)
-                to_w3 = weight_back(to_w3, along3, w3, s3a, s3b, D, HIDDEN, MODEL.unit2, MODEL)
+                if not MODEL.first_order:
+                    w3 = full(start3, home3, at2 + begin * D, MODEL)
+                    to_w3 = weight_back(to_w3, along3, w3, s3a, s3b, D, HIDDEN, MODEL.unit2, MODEL)
                 c00, c01, c10, c11 = state_back(
                     to_w3, i, at2 + begin * D, found[2] + here, from_found[2] + here, to_state3, to_origin3, to_home3,
                     keep, keep_01, keep_10, keep_11, SIZE, MODEL,
