@@ -52,7 +52,11 @@ def exponents(scale: Scale) -> TextExperiment:
     gate = MONETA.retention
     changed |= {f"q = {q:g}": model(replace(MONETA, retention=replace(gate, q=q))) for q in Q if q != 4}  # type: ignore[call-arg]
     claim = "p = 3 is best and p = 4 worst of 1 to 4; q changes how the model scales with context (figure 4)."
-    return _ablation("The exponents of Moneta", claim, changed, "moneta", scale)
+    sweeps = {
+        "p": {"moneta": {p: "moneta" if p == 3 else f"p = {p:g}" for p in P}},
+        "q": {"moneta": {q: "moneta" if q == 4 else f"q = {q:g}" for q in Q}},
+    }
+    return replace(_ablation("The exponents of Moneta", claim, changed, "moneta", scale), sweeps=sweeps)
 
 
 def space(scale: Scale) -> TextExperiment:

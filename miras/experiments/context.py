@@ -19,4 +19,5 @@ def context(scale: Scale) -> TextExperiment:
         scale.seeds,
         f"gated_deltanet, {lengths[0]:,}",
         {"positions": Positions(length=scale.far)},
+        {"training context": {name: {length: f"{name}, {length:,}" for length in lengths} for name in names}},
     )

@@ -146,6 +146,7 @@ class TextExperiment:
         seeds: how many.
         baseline: the model that the others are compared with.
         tasks: asked of every trained model.
+        sweeps: {a number that models differ in: {curve: {number: model}}}; the loss is drawn against it.
     """
 
     title: str
@@ -156,6 +157,7 @@ class TextExperiment:
     seeds: int
     baseline: str
     tasks: Mapping[str, LanguageTask] = field(default_factory=dict)
+    sweeps: Mapping[str, Mapping[str, Mapping[float, str]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

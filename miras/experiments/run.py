@@ -26,6 +26,7 @@ from miras.evaluate.compare import compare, mean_of
 from miras.evaluate.scratch import ScratchConfig
 from miras.experiments.plan import Experiment, Model, TaskExperiment, TextExperiment
 from miras.process import set_threads
+from miras.report.figures import Curves, Series
 from miras.report.results import task_sections
 from miras.report.runs import report
 from miras.report.sections import Section, plain
@@ -91,7 +92,8 @@ def _on_text(plan: TextExperiment, out: Path, jobs: int) -> list[Section]:
     train_many(rest, jobs, may_diverge=True)
     runs = {name: [job(name, best[name], seed) for seed in range(plan.seeds)] for name in plan.models}
     done = {name: [j.out for j in found if j.finished] for name, found in runs.items()}
-    sections = [_differences(plan, runs)] if len(runs) > 1 else []
+    sections: list[Section] = [_differences(plan, runs)] if len(runs) > 1 else []
+    sections += _sweeps(plan, runs)
     if len(plan.rates) > 1:
         sections.append(_sweep(tried, "Validation bits per byte"))
     names = {str(folder): name for name, folders in done.items() for folder in folders}
@@ -143,6 +145,24 @@ def _differences(plan: TextExperiment, runs: Mapping[str, list[Job]]) -> Table:
     columns = (Column("difference", "bits per byte"), Column("95 % interval"))
     note = "Differences of runs with the same seed; below zero is better."
     return Table(columns, tuple(rows), DIFFERENCES.format(plan.baseline), note)
+
+
+def _sweeps(plan: TextExperiment, runs: Mapping[str, list[Job]]) -> list[Curves]:
+    """Validation bits per byte against numbers that models differ in."""
+    sections = []
+    for number, curves in plan.sweeps.items():
+        series = []
+        for name, models in curves.items():
+            for seed in range(plan.seeds):
+                reached = {x: _bits(runs[model][seed]) for x, model in models.items() if model in runs}
+                points = {x: bits for x, bits in reached.items() if bits is not None}
+                if len(points) > 1:
+                    series.append(Series(name, tuple(points), tuple(points.values())))
+        if series:
+            places = [x for curve in series for x in curve.x]
+            log = "x" if max(places) > 8 * min(places) else ""
+            sections.append(Curves(number, "bits per byte", tuple(series), f"By {number}", log=log))
+    return sections
 
 
 # -- synthetic tasks --------------------------------------------------------------------------------------------------

@@ -27,7 +27,9 @@ def on_text(tmp_path_factory):
     rule = replace(variants.yaad(), first_order=True)
     compared = {"first order": model(rule, conv=0), **models("deltanet")}
     tasks = {"positions": Positions(data=training["data"], length=64, windows=2)}
-    plan = TextExperiment("Small", "Nothing.", compared, training, (1e-3, 1e-2), 2, "deltanet", tasks)
+    # The model that is not there is one that was not asked for (--only).
+    sweeps = {"order": {"yaad": {1.0: "first order", 2.0: "deltanet", 3.0: "third order"}, "none": {1.0: "deltanet"}}}
+    plan = TextExperiment("Small", "Nothing.", compared, training, (1e-3, 1e-2), 2, "deltanet", tasks, sweeps)
     tables = list(conduct("small", "laptop", plan, folder / "out", 2, folder / "results"))
     return plan, folder, tables
 
@@ -46,6 +48,10 @@ def test_a_search_a_repetition_and_a_page(on_text):
     for name, rate in best.items():
         assert sum(run.startswith(name.replace(" ", "-")) and run.endswith(f"-{rate}-1") for run in runs) == 1
     assert len(runs) == 2 * 2 + 2
+    curves = sections["curves", "By order"]["series"]
+    assert [(curve["name"], curve["x"]) for curve in curves] == [("yaad", [1.0, 2.0])] * 2
+    reached = [row["values"]["Validation"] for row in results]
+    assert [y for curve in curves for y in curve["y"]] == [reached[i] for i in (0, 2, 1, 3)]
     differences = sections["table", "Against deltanet"]["rows"]
     assert [row["name"] for row in differences] == ["first order"]
     bits = {name: [r["values"]["Validation"] for r in results if r["name"] == name] for name in plan.models}
@@ -127,6 +133,18 @@ def test_every_experiment_is_of_models_of_equal_size(name, scale):
     hidden = equal_hidden(configs, **plan.training)
     counts = [parameters(configs[n], width) for n, width in hidden.items()]
     assert max(counts) < 1.03 * min(counts)
+
+
+@pytest.mark.parametrize("name", ["exponents", "context"])
+def test_what_models_are_drawn_against_is_what_they_differ_in(name):
+    plan = experiment(name, "laptop")
+    drawn = {model for curves in plan.sweeps.values() for models in curves.values() for model in models.values()}
+    assert drawn == plan.models.keys()
+    for number, curves in plan.sweeps.items():
+        for along in curves.values():
+            found = [plan.models[n].fields.get("context") or plan.models[n].mixers[0] for n in along.values()]
+            axis = {"p": "bias", "q": "retention"}.get(number)
+            assert [x if axis is None else getattr(getattr(x, axis), number) for x in found] == list(along)
 
 
 @pytest.mark.parametrize("scale", SCALES)
