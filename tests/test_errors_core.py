@@ -46,6 +46,7 @@ AXES = {
     "p too small": (lambda: bias.Lp(p=0.5), ["Lp", "at least 1", "0.5"]),
     "sharpness": (lambda: bias.L1(form="paper", sharpness=0.0), ["sharpness", "positive", "0.0"]),
     "form of lp": (lambda: bias.Lp(form="tanh"), ["'smooth'", "'paper'", "'tanh'"]),
+    "threshold of huber": (lambda: bias.Huber(delta=0.0), ["a number above 0", "0.0"]),
     "form of huber": (lambda: bias.Huber(form="smooth"), ["'coordinate'", "'norm'", "'mixture'", "'smooth'"]),
     "loss that is no function": (lambda: bias.Custom(0.5), ["Custom", "fn", "0.5"]),
     "loss in no module": (lambda: bias.Custom("nowhere:loss"), ["'nowhere:loss'", "'package.module:function'"]),

@@ -285,6 +285,11 @@ def start_of(layer: MirasLayer, name: str) -> Tensor:
     return layer.gates[name](torch.zeros(1, 1, DIM))[0, 0].detach()
 
 
+def test_huber_says_where_its_threshold_starts():
+    layer = MirasLayer(DIM, HEADS, replace(RULES["yaad"], bias=miras.bias.Huber(delta=0.3)))
+    torch.testing.assert_close(start_of(layer, "delta"), torch.full((HEADS, 1), 0.3))
+
+
 @pytest.mark.parametrize("kind", ["head", "channel"])
 @every_rule
 def test_gates_start_at_their_initial_values(name, kind):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -36,14 +37,21 @@ class Huber(Bias):
     Args:
         form: "coordinate", "norm" or "mixture".
         clip: shorten each token's gradient to norm sqrt(d).
+        delta: threshold that a freshly made layer starts with, in the units of values, which presets bring to 1.
+
+    Raises:
+        UsageError: another form, or a threshold that is not above 0.
     """
 
     form: Literal["coordinate", "norm", "mixture"] = "coordinate"
     clip: bool = False
+    delta: float = DELTA.init
 
     def __post_init__(self) -> None:
         if self.form not in ("coordinate", "norm", "mixture"):
             raise UsageError(f"Huber: form must be 'coordinate', 'norm' or 'mixture', got {self.form!r}.")
+        if not 0 < self.delta < math.inf:
+            raise UsageError(f"Huber: delta must be a number above 0, got {self.delta!r}.")
 
     @property
     def eta_limit(self) -> float:
@@ -52,7 +60,7 @@ class Huber(Bias):
 
     @property
     def gates(self) -> tuple[Gate, ...]:
-        return (replace(DELTA, channel=self.form == "coordinate"),)
+        return (replace(DELTA, channel=self.form == "coordinate", init=self.delta),)
 
     def loss(self, y: Tensor, v: Tensor, gates: Mapping[str, Tensor]) -> Tensor:
         r, delta = y - v, gates["delta"]

@@ -15,6 +15,7 @@ from miras.variants import memora, moneta, yaad
 YAAD, MONETA, MEMORA = yaad(), moneta(), memora()
 P = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 Q = (2.0, 3.0, 4.0, 5.0)
+DELTA = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 def parts(scale: Scale) -> TextExperiment:
@@ -57,6 +58,15 @@ def exponents(scale: Scale) -> TextExperiment:
         "q": {"moneta": {q: "moneta" if q == 4 else f"q = {q:g}" for q in Q}},
     }
     return replace(_ablation("The exponents of Moneta", claim, changed, "moneta", scale), sweeps=sweeps)
+
+
+def threshold(scale: Scale) -> TextExperiment:
+    """delta of Yaad, beyond which an error is extreme: the value that tokens move it from."""
+    names = {delta: "yaad" if delta == 1 else f"delta = {delta:g}" for delta in DELTA}
+    changed = {name: model(replace(YAAD, bias=bias.Huber(delta=delta))) for delta, name in names.items()}
+    claim = "Nothing: the paper leaves delta to the tokens, and does not say where it begins."
+    plan = _ablation("The threshold of Yaad", claim, changed, "yaad", scale)
+    return replace(plan, sweeps={"delta": {"yaad": names}})
 
 
 def space(scale: Scale) -> TextExperiment:

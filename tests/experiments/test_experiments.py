@@ -135,7 +135,7 @@ def test_every_experiment_is_of_models_of_equal_size(name, scale):
     assert max(counts) < 1.03 * min(counts)
 
 
-@pytest.mark.parametrize("name", ["exponents", "context"])
+@pytest.mark.parametrize("name", ["exponents", "threshold", "context"])
 def test_what_models_are_drawn_against_is_what_they_differ_in(name):
     plan = experiment(name, "laptop")
     drawn = {model for curves in plan.sweeps.values() for models in curves.values() for model in models.values()}
@@ -143,7 +143,7 @@ def test_what_models_are_drawn_against_is_what_they_differ_in(name):
     for number, curves in plan.sweeps.items():
         for along in curves.values():
             found = [plan.models[n].fields.get("context") or plan.models[n].mixers[0] for n in along.values()]
-            axis = {"p": "bias", "q": "retention"}.get(number)
+            axis = {"p": "bias", "q": "retention", "delta": "bias"}.get(number)
             assert [x if axis is None else getattr(getattr(x, axis), number) for x in found] == list(along)
 
 
@@ -160,6 +160,7 @@ def test_recall_is_at_equal_bytes_of_state(scale):
 
 def test_rules_that_experiments_have_in_common_have_one_name_and_are_trained_once():
     space, parts, presets = (experiment(n, "laptop").models for n in ("space", "parts", "language_modelling"))
+    assert experiment("threshold", "laptop").models["yaad"] == parts["yaad"]
     assert all(space[name] == parts[name] for name in ("yaad", "l_2 bias", "momentum"))
     assert all(space[name] == presets[name] for name in ("moneta", "yaad", "memora", "titans"))
     assert len(space) == 18
