@@ -8,7 +8,7 @@ from itertools import product
 from miras import bias, memory, retention
 from miras.algorithm import Momentum
 from miras.evaluate.tasks import Positions
-from miras.experiments.plan import Model, Scale, TextExperiment, model
+from miras.experiments.plan import Model, Scale, Sweeps, TextExperiment, model
 from miras.rule import Rule
 from miras.variants import memora, moneta, yaad
 
@@ -47,17 +47,16 @@ def parts(scale: Scale) -> TextExperiment:
 
 def exponents(scale: Scale) -> TextExperiment:
     """p and q of Moneta."""
+    ps = {p: "moneta" if p == 3 else f"p = {p:g}" for p in P}
+    qs = {q: "moneta" if q == 4 else f"q = {q:g}" for q in Q}
     changed = {"moneta": model(MONETA)}
-    losses = {f"p = {p:g}": bias.Lp(p=p, clip=p > 2) for p in P if p != 3}
+    losses = {name: bias.Lp(p=p, clip=p > 2) for p, name in ps.items()}
     changed |= {name: model(_with_memory(replace(MONETA, bias=loss))) for name, loss in losses.items()}
     gate = MONETA.retention
-    changed |= {f"q = {q:g}": model(replace(MONETA, retention=replace(gate, q=q))) for q in Q if q != 4}  # type: ignore[call-arg]
+    changed |= {name: model(replace(MONETA, retention=replace(gate, q=q))) for q, name in qs.items()}  # type: ignore[call-arg]
     claim = "p = 3 is best and p = 4 worst of 1 to 4; q changes how the model scales with context (figure 4)."
-    sweeps = {
-        "p": {"moneta": {p: "moneta" if p == 3 else f"p = {p:g}" for p in P}},
-        "q": {"moneta": {q: "moneta" if q == 4 else f"q = {q:g}" for q in Q}},
-    }
-    return replace(_ablation("The exponents of Moneta", claim, changed, "moneta", scale), sweeps=sweeps)
+    sweeps = {"p": {"moneta": ps}, "q": {"moneta": qs}}
+    return _ablation("The exponents of Moneta", claim, changed, "moneta", scale, sweeps)
 
 
 def threshold(scale: Scale) -> TextExperiment:
@@ -65,8 +64,7 @@ def threshold(scale: Scale) -> TextExperiment:
     names = {delta: "yaad" if delta == 1 else f"delta = {delta:g}" for delta in DELTA}
     changed = {name: model(replace(YAAD, bias=bias.Huber(delta=delta))) for delta, name in names.items()}
     claim = "Nothing: the paper leaves delta to the tokens, and does not say where it begins."
-    plan = _ablation("The threshold of Yaad", claim, changed, "yaad", scale)
-    return replace(plan, sweeps={"delta": {"yaad": names}})
+    return _ablation("The threshold of Yaad", claim, changed, "yaad", scale, {"delta": {"yaad": names}})
 
 
 def space(scale: Scale) -> TextExperiment:
@@ -93,7 +91,11 @@ def _with_memory(rule: Rule) -> Rule:
     return replace(rule, memory=MONETA.memory if rule.bias.eta_limit < MEMORA.retention.eta_limit else YAAD.memory)
 
 
-def _ablation(title: str, claim: str, changed: dict[str, Model], baseline: str, scale: Scale) -> TextExperiment:
+def _ablation(
+    title: str, claim: str, changed: dict[str, Model], baseline: str, scale: Scale, sweeps: Sweeps | None = None
+) -> TextExperiment:
     """All at the learning rate in the middle, so that a part and not a search makes the difference."""
     tasks = {"positions": Positions(length=scale.far)}
-    return TextExperiment(title, claim, changed, scale.training, (scale.rate,), scale.seeds, baseline, tasks)
+    return TextExperiment(
+        title, claim, changed, scale.training, (scale.rate,), scale.seeds, baseline, tasks, sweeps or {}
+    )

@@ -133,6 +133,10 @@ def models(*names: str) -> dict[str, Model]:
     return {name: model(name) for name in names}
 
 
+Sweeps = Mapping[str, Mapping[str, Mapping[float, str]]]
+"""{what number models differ in: {curve: {number: model}}}."""
+
+
 @dataclass(frozen=True)
 class TextExperiment:
     """Language models of equal size, trained alike, each at the best of some learning rates, then asked tasks.
@@ -146,7 +150,7 @@ class TextExperiment:
         seeds: how many.
         baseline: the model that the others are compared with.
         tasks: asked of every trained model.
-        sweeps: {a number that models differ in: {curve: {number: model}}}; the loss is drawn against it.
+        sweeps: see `Sweeps`; the loss is drawn against each number.
     """
 
     title: str
@@ -157,7 +161,7 @@ class TextExperiment:
     seeds: int
     baseline: str
     tasks: Mapping[str, LanguageTask] = field(default_factory=dict)
-    sweeps: Mapping[str, Mapping[str, Mapping[float, str]]] = field(default_factory=dict)
+    sweeps: Sweeps = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

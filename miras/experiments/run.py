@@ -93,7 +93,7 @@ def _on_text(plan: TextExperiment, out: Path, jobs: int) -> list[Section]:
     runs = {name: [job(name, best[name], seed) for seed in range(plan.seeds)] for name in plan.models}
     done = {name: [j.out for j in found if j.finished] for name, found in runs.items()}
     sections: list[Section] = [_differences(plan, runs)] if len(runs) > 1 else []
-    sections += _sweeps(plan, runs)
+    sections += _against_numbers(plan, runs)
     if len(plan.rates) > 1:
         sections.append(_sweep(tried, "Validation bits per byte"))
     names = {str(folder): name for name, folders in done.items() for folder in folders}
@@ -147,7 +147,7 @@ def _differences(plan: TextExperiment, runs: Mapping[str, list[Job]]) -> Table:
     return Table(columns, tuple(rows), DIFFERENCES.format(plan.baseline), note)
 
 
-def _sweeps(plan: TextExperiment, runs: Mapping[str, list[Job]]) -> list[Curves]:
+def _against_numbers(plan: TextExperiment, runs: Mapping[str, list[Job]]) -> list[Curves]:
     """Validation bits per byte against numbers that models differ in."""
     sections = []
     for number, curves in plan.sweeps.items():

@@ -14,6 +14,7 @@ from miras.memory import MLP, SwiGLU
 from miras.retention import KL, Bregman, Lq, NoRetention
 from miras.retention import L2 as Decay
 from miras.rule import Rule
+from miras.state import tensors
 
 SIZE = {"heads": 1, "d_k": 16}
 GD, MOMENTUM = GradientDescent(rate="input"), Momentum(rate="input")
@@ -69,6 +70,14 @@ def assert_engine_is_the_loop(engine, rule, tokens, state, wrt, cuts=()):
     cotangents: list[torch.Tensor] = []
     loop = result(rule, tokens, state, wrt, cotangents, "recurrence", cuts)
     assert_same_results(result(rule, tokens, state, wrt, cotangents, engine, cuts), loop, engine)
+
+
+def assert_engine_is_the_loop_from_the_middle(engine, rule, tokens, weights, slow, cuts):
+    """The same from a state `in_flight`, with gradients of all that it holds."""
+    state = in_flight(rule, weights, slow)
+    state = state.map(lambda x: x.detach().requires_grad_(x.is_floating_point()), shared=True)
+    wrt = {n: x for n, x in tensors(state).items() if x.is_floating_point()}
+    assert_engine_is_the_loop(engine, rule, tokens, state, {**tokens.named(), **wrt}, cuts)
 
 
 def assert_engine_is_the_loop_on(layout, engine, rule, tokens, *memory):

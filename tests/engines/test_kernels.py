@@ -15,6 +15,7 @@ from kernel_cases import (
     TRITON,
     YAAD,
     assert_engine_is_the_loop,
+    assert_engine_is_the_loop_from_the_middle,
     assert_engine_is_the_loop_on,
     in_flight,
     problem,
@@ -74,10 +75,7 @@ def test_from_the_start(engine, rule, channels):
 )
 def test_from_the_middle_of_a_chunk_cut_anywhere(engine, rule, cuts):
     tokens, weights, slow = problem(rule, 10)
-    state = in_flight(rule, weights, slow)
-    state = state.map(lambda x: x.detach().requires_grad_(x.is_floating_point()), shared=True)
-    wrt = {n: x for n, x in tensors(state).items() if x.is_floating_point()}
-    assert_engine_is_the_loop(engine, rule, tokens, state, {**tokens.named(), **wrt}, cuts)
+    assert_engine_is_the_loop_from_the_middle(engine, rule, tokens, weights, slow, cuts)
 
 
 PADDED = {

@@ -14,9 +14,9 @@ from kernel_cases import (
     SWIGLU,
     YAAD,
     assert_engine_is_the_loop,
+    assert_engine_is_the_loop_from_the_middle,
     assert_engine_is_the_loop_on,
     assert_threads_make_no_difference,
-    in_flight,
     problem,
 )
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,7 +32,6 @@ from miras.memory import MLP
 from miras.retention import KL, Bregman, Lq, NoRetention
 from miras.retention import L2 as Decay
 from miras.rule import Rule
-from miras.state import tensors
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
@@ -99,10 +98,7 @@ def test_chunks_of_one_token_with_padding_and_in_a_pack(retention, layout):
 def test_of_first_order_no_cotangents_go_to_the_weights_of_inner_gradients(chunk, retention, learner):
     rule = Rule(SMALL, Huber(), retention, learner, chunk=chunk, first_order=True)
     tokens, weights, slow = problem(rule, 10)
-    state = in_flight(rule, weights, slow)
-    state = state.map(lambda x: x.detach().requires_grad_(x.is_floating_point()), shared=True)
-    wrt = {n: x for n, x in tensors(state).items() if x.is_floating_point()}
-    assert_engine_is_the_loop("native", rule, tokens, state, {**tokens.named(), **wrt}, (3,))
+    assert_engine_is_the_loop_from_the_middle("native", rule, tokens, weights, slow, (3,))
 
 
 def test_several_threads_share_the_sequences_and_heads():
@@ -211,10 +207,7 @@ def test_momentum_per_channel_is_left_to_others():
 def test_gates_per_channel_from_the_middle_of_a_chunk(retention):
     rule = Rule(SMALL, Huber(), retention, GD, chunk=4)
     tokens, weights, slow = problem(rule, 10, channels=True)
-    state = in_flight(rule, weights, slow)
-    state = state.map(lambda x: x.detach().requires_grad_(x.is_floating_point()), shared=True)
-    wrt = {n: x for n, x in tensors(state).items() if x.is_floating_point()}
-    assert_engine_is_the_loop("native", rule, tokens, state, {**tokens.named(), **wrt}, (3, 7))
+    assert_engine_is_the_loop_from_the_middle("native", rule, tokens, weights, slow, (3, 7))
 
 
 @pytest.fixture
