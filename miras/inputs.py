@@ -31,9 +31,11 @@ class Inputs:
         query: "own", or "corrected", q - d k with a learned d per head (Comba).
         value: "own", a map of the token, or "normed", that over its root mean square in each head: the size of what a
             memory that ends in LN can write.
+        value_size: root mean square of normed values, for memories that end in no LN: an inner gradient of W2 grows
+            with its square beside one of W1.
 
     Raises:
-        UsageError: another word, or a tie of one gate alone.
+        UsageError: another word, a tie of one gate alone, or a size of values that are not normed.
     """
 
     alpha: Literal["layer", "head", "channel", "none", "retnet", "lightning", "dt"] = "layer"
@@ -42,6 +44,7 @@ class Inputs:
     key: Literal["own", "forgotten"] = "own"
     query: Literal["own", "corrected"] = "own"
     value: Literal["own", "normed"] = "own"
+    value_size: float = 1.0
 
     def __post_init__(self) -> None:
         for name, known in WORDS.items():
@@ -51,6 +54,11 @@ class Inputs:
             raise UsageError("Inputs: one time step makes both gates; write alpha='dt' and eta='dt'.")
         if self.key == "forgotten" and self.alpha != "channel":
             raise UsageError("Inputs: a key that is what was forgotten needs alpha='channel'.")
+        if self.value_size <= 0 or (self.value == "own" and self.value_size != 1):
+            raise UsageError(
+                "Inputs: value_size must be more than 0, and 1 unless value='normed'; "
+                f"got {self.value_size!r} and {self.value!r}."
+            )
 
 
 # Every gate a map of its own.

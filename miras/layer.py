@@ -82,7 +82,8 @@ class MirasLayer(nn.Module):
         if isinstance(rule, Attention):
             return
         assert isinstance(rule, Rule)
-        self.value_norm = math.sqrt(self.head_dim) if rule.inputs.value == "normed" else 0.0
+        size = rule.inputs.value_size if rule.inputs.value == "normed" else 0.0
+        self.value_norm = size * math.sqrt(self.head_dim)
         if conv:
             unit = (1 + self.keys) * inner
             self.conv = ShortConv(self.qkv.out_features, conv, unit, self.head_dim, self.value_norm)

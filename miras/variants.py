@@ -1,4 +1,4 @@
-"""The paper's models as points of the design space: constructors, no algorithm in here.
+"""Models of the literature, and one of our own, as points of the design space: constructors, no algorithm in here.
 
 `miras list` prints this table.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from miras import bias, memory, retention
@@ -63,6 +64,20 @@ def titans(chunk: int = DEFAULT_CHUNK) -> Rule:
         chunk: tokens per chunk.
     """
     return _deep(bias.L2(), retention.L2(to="initial"), chunk, learner=Momentum(rate="input"))
+
+
+def mneme(chunk: int = DEFAULT_CHUNK) -> Rule:
+    """Yaad with a bare memory, W1 gelu(W2 x), a small W1 and values of half its size; in no paper.
+
+    A layer norm answers as loudly to a key that nothing was written for as to one that was, and a residual connection
+    adds the key. Without them recall is found as soon as by matrices, and without chunks (`chunk=1`) outer gradients
+    stay bounded (`docs/results.md`). What holds it instead is the size of the values.
+
+    Args:
+        chunk: tokens per chunk; 1 recalls most.
+    """
+    net = memory.MLP(residual=False, norm=False, spread=0.1)
+    return replace(yaad(chunk), memory=net, inputs=Inputs(value="normed", value_size=0.5))
 
 
 def atlas(chunk: int = DEFAULT_CHUNK, window: int = 4, step_at: Literal["token", "chunk"] = "token") -> Rule:
@@ -236,6 +251,7 @@ VARIANTS = {
     "yaad": Variant(yaad, "arXiv 2504.13173"),
     "memora": Variant(memora, "arXiv 2504.13173"),
     "titans": Variant(titans, "arXiv 2501.00663"),
+    "mneme": Variant(mneme, "this library"),
     "atlas": Variant(atlas, "arXiv 2505.23735"),
     "lact": Variant(lact, "arXiv 2505.23884"),
     "ttt_mlp": Variant(ttt_mlp, "arXiv 2407.04620"),

@@ -341,11 +341,18 @@ def test_values_may_have_the_size_of_what_a_layer_norm_gives(monkeypatch, option
         return miras.run(rule, q, k, v, *rest, **more)
 
     monkeypatch.setattr("miras.layer.run", run)
-    for value in ("normed", "own"):
-        rule = replace(variants.yaad(), inputs=Inputs(value=value))
+    for inputs in (Inputs(value="normed"), Inputs(value="normed", value_size=0.5), Inputs(value="own")):
+        rule = replace(variants.yaad(), inputs=inputs)
         MirasLayer(DIM, HEADS, rule, **options)(torch.randn(2, 9, DIM))
     torch.testing.assert_close(sizes[0], torch.ones(2, 9, HEADS))
-    assert sizes[1].std() > 0.01
+    torch.testing.assert_close(sizes[1], torch.full((2, 9, HEADS), 0.25))
+    assert sizes[2].std() > 0.01
+
+
+@pytest.mark.parametrize("given", [{"value_size": 0.5}, {"value": "normed", "value_size": 0.0}], ids=str)
+def test_a_size_is_of_normed_values_and_more_than_zero(given):
+    with pytest.raises(UsageError, match="value_size must be more than 0, and 1 unless value='normed'"):
+        Inputs(**given)
 
 
 @pytest.mark.parametrize("name", ["moneta", "yaad", "memora"])

@@ -9,7 +9,7 @@ from miras import variants
 from miras.engines import chunk
 
 WHOLE = [c for c in RULES if c.rule.chunk > 1 and miras.plan(c.rule).name == "chunk"]
-PRESETS = ("moneta", "yaad", "memora", "titans", "ttt_linear", "ttt_mlp")
+PRESETS = ("moneta", "yaad", "memora", "titans", "mneme", "ttt_linear", "ttt_mlp")
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from miras import algorithm, bias, memory, retention, variants
 
 TIME, D, CHUNK = 8192, 16, 16
 CHANGE, AMPLIFIED = 1e-9, 1e-8
-PRESETS = {"moneta": variants.moneta, "yaad": variants.yaad, "memora": variants.memora}
+PRESETS = {name: getattr(variants, name) for name in ("moneta", "yaad", "memora", "mneme")}
 
 
 def keys(kind, heads):
@@ -29,7 +29,7 @@ def sensitivity(rule, kind, log_alpha):
     """
     heads = len(log_alpha)
     q, k = keys("random", heads), keys(kind, heads)
-    v = torch.randn(TIME, heads, D, dtype=torch.float64)
+    v = rule.inputs.value_size * torch.randn(TIME, heads, D, dtype=torch.float64)
     changed = v.clone()
     changed[0] += CHANGE * F.normalize(torch.randn(heads, D, dtype=torch.float64), dim=-1)
     gates = {g.name: torch.full((2, TIME, heads, 1), g.init, dtype=torch.float64) for g in rule.gates}

@@ -16,7 +16,7 @@ stability = sys.modules["stability"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(stability)
 
 LIMIT = 10.0
-every_preset = pytest.mark.parametrize("name", ["moneta", "yaad", "memora"])
+every_preset = pytest.mark.parametrize("name", ["moneta", "yaad", "memora", "mneme"])
 
 
 def first_step(cell) -> tuple[float, float]:

@@ -94,6 +94,7 @@ DEEP = {
     ("memora", False): ("memora", "initial"),
     ("memora", True): ("memora", "zero"),
     ("titans", False): ("titans", "initial"),
+    ("mneme", False): ("mneme", "initial"),
 }
 
 
@@ -117,11 +118,12 @@ def test_deep_variants_are_their_published_equations(name, letter, chunk):
     assert_is(oracle, rule, tokens, weights, slow, 1e-10, engines=("auto", "recurrence"))
 
 
-@pytest.mark.parametrize("name", ["moneta", "yaad", "memora", "titans"])
+@pytest.mark.parametrize("name", ["moneta", "yaad", "memora", "titans", "mneme"])
 def test_a_fresh_memory_goes_a_part_of_the_way_to_what_it_reads(name):
     """With gates and sizes of values as a layer has them: a smaller eta or larger W1 would write next to nothing."""
     rule, heads, pairs, size = variants.variant(name), 64, 16, 32
     k, v = F.normalize(torch.randn(1, pairs, heads, size), dim=-1), torch.randn(1, pairs, heads, size)
+    v = rule.inputs.value_size * v
     gates = {gate.name: torch.full((1, pairs, heads, 1), gate.init) for gate in rule.gates}
     start = rule.init(rule.initial(heads, size, size), rule.initial_slow(heads, size, size))
     _, state = miras.run(rule, k, k, v, gates, start)
@@ -207,7 +209,7 @@ def test_every_variant_is_made_by_its_name_and_takes_its_chunk(name):
     plain = variants.variant(name)
     has_chunk = "chunk" in inspect.signature(variants.VARIANTS[name].make).parameters
     assert mixer == (dataclasses.replace(plain, chunk=5) if has_chunk else plain)
-    assert variants.VARIANTS[name].make.__doc__ and variants.VARIANTS[name].paper.startswith("arXiv")
+    assert variants.VARIANTS[name].make.__doc__ and variants.VARIANTS[name].paper.startswith(("arXiv", "this library"))
 
 
 def test_a_hybrid_repeats_its_pattern_over_the_layers():

@@ -10,7 +10,7 @@ from miras.algorithm import Momentum
 from miras.evaluate.tasks import Positions
 from miras.experiments.plan import Model, Scale, Sweeps, TextExperiment, model
 from miras.rule import Rule
-from miras.variants import memora, moneta, yaad
+from miras.variants import memora, mneme, moneta, yaad
 
 YAAD, MONETA, MEMORA = yaad(), moneta(), memora()
 P = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
@@ -31,6 +31,10 @@ def parts(scale: Scale) -> TextExperiment:
         "no retention": model(replace(YAAD, retention=retention.NoRetention(to="initial"))),
         "decay to zero": model(replace(YAAD, retention=retention.L2())),
         "matrix memory": model(replace(YAAD, memory=memory.MLP(layers=1))),
+        "no residual": model(replace(YAAD, memory=memory.MLP(residual=False))),
+        "no layer norm": model(replace(YAAD, memory=memory.MLP(norm=False))),
+        "mneme": model("mneme"),
+        "mneme with l_2": model(replace(mneme(), bias=bias.L2())),
         "three layers": model(replace(YAAD, memory=memory.MLP(layers=3))),
         "momentum": model(replace(YAAD, algorithm=Momentum(rate="input"))),
         "first order": model(replace(YAAD, first_order=True)),

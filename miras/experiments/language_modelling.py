@@ -14,7 +14,7 @@ def language_modelling(scale: Scale) -> TextExperiment:
         "Language modelling by architecture",
         "All three are below Transformer++, RetNet, Mamba2, DeltaNet, TTT and Gated DeltaNet in perplexity (table 2), "
         "but for Memora, which by the table loses to Gated DeltaNet on WikiText at 340M and 760M.",
-        models("moneta", "yaad", "memora", "titans", "ttt_mlp", *LINEAR, "transformer"),
+        models("moneta", "yaad", "memora", "titans", "mneme", "ttt_mlp", *LINEAR, "transformer"),
         scale.training,
         scale.rates,
         scale.seeds,

@@ -8,7 +8,7 @@ from miras import bias
 from miras.experiments.plan import Scale, TaskExperiment, model, models
 from miras.memory import MLP
 from miras.rule import Rule
-from miras.variants import deltanet, memora, moneta, yaad
+from miras.variants import deltanet, memora, mneme, moneta, yaad
 
 LINEAR = ("retnet", "mamba2", "deltanet", "gated_deltanet")
 
@@ -16,12 +16,15 @@ LINEAR = ("retnet", "mamba2", "deltanet", "gated_deltanet")
 def recall(scale: Scale) -> TaskExperiment:
     """Multi-query recall at equal parameters and bytes of state, which linear memories have in one head."""
     task, training, rates = scale.recall
-    rules = {"moneta": moneta(), "yaad": yaad(), "yaad, chunk 4": yaad(chunk=4), "memora": memora()}
+    rules = {"moneta": moneta(), "yaad": yaad(), "yaad, chunk 4": yaad(chunk=4), "memora": memora(), "mneme": mneme()}
+    # Without chunks there is no second copy of the weights, so that the same bytes are fewer and wider heads.
+    wide = training.heads // 2
     return TaskExperiment(
         "Multi-query associative recall",
         "Attention solves it, linear models are limited by the size of their state (zoology, arXiv 2312.04927).",
         {
             **{name: model(_as_large_as_a_matrix(rule, training.dim, training.heads)) for name, rule in rules.items()},
+            "mneme, no chunks": model(_as_large_as_a_matrix(mneme(chunk=1), training.dim, wide), heads=wide),
             **{name: model(name, heads=1) for name in LINEAR},
         },
         "mqar",
@@ -40,7 +43,8 @@ def robustness(scale: Scale) -> TaskExperiment:
         "yaad with l_2": model(replace(yaad(), bias=bias.L2())),
         "yaad with l_2, clipped": model(replace(yaad(), bias=bias.L2(clip=True))),
         "yaad with l_1": model(replace(yaad(), bias=bias.L1(form="paper"))),
-        **models("moneta", "memora", "gated_deltanet"),
+        **models("moneta", "memora", "mneme", "gated_deltanet"),
+        "mneme with l_2": model(replace(mneme(), bias=bias.L2())),
     }
     return TaskExperiment(
         "Recall from corrupted pairs",

@@ -224,6 +224,11 @@ def mlp(w, x, key):
     return key + layer_norm(w["w1"] @ gelu(w["w2"] @ key), x, 1e-5)
 
 
+def bare_mlp(w, x, key):
+    """`mlp` without its residual connection and norm."""
+    return w["w1"] @ gelu(w["w2"] @ key)
+
+
 def ttt_linear_memory(w, x, key, eps=1e-6):
     """ttt-lm's loss |LN(f(k)) - (v - k)|^2 and output q + LN(f(q)) are those of k + LN(f(k)) with target v."""
     return key + layer_norm(w["w"] @ key + w["b"][:, 0], x, eps)
@@ -349,7 +354,7 @@ def on_channels(name, gate):
     return gate[:, None] if name == "w1" else gate[None, :]
 
 
-def deep(loss, gate):
+def deep(loss, gate, memory=mlp):
     """arXiv 2504.13173 eq. 24, 26, 27 and Titans (2501.00663), gradients at the weights of the chunk's start."""
 
     def loop(x, chunk=1, to="initial", rate="input"):
@@ -359,15 +364,15 @@ def deep(loss, gate):
         origin, s, outputs = a, zeros_like(a), []
         for t in range(len(x["q"])):
             start = {n: gate.link(n, o) for n, o in origin.items()}
-            u = loss(mlp(start, x, x["k"][t]) - x["v"][t], x["delta"][t] if "delta" in x else None)
-            g = pullback(mlp, start, x, x["k"][t], u)
+            u = loss(memory(start, x, x["k"][t]) - x["v"][t], x["delta"][t] if "delta" in x else None)
+            g = pullback(memory, start, x, x["k"][t], u)
             for n in a:
                 s[n] = on_channels(n, x["eta"][t]) * scale[n] * g[n] + (
                     on_channels(n, x["theta"][t]) * s[n] if "theta" in x else 0.0
                 )
             a = {n: home[n] + on_channels(n, np.exp(x["log_alpha"][t])) * (a[n] - home[n]) - s[n] for n in a}
             w = {n: gate.link(n, a[n]) if chunk == 1 else gate.chunked(n, origin[n], a[n]) for n in a}
-            outputs.append(mlp(w, x, x["q"][t]))
+            outputs.append(memory(w, x, x["q"][t]))
             if (t + 1) % chunk == 0:
                 origin = a
         return np.stack(outputs), {n: a[n] - home[n] for n in a}
@@ -378,6 +383,7 @@ def deep(loss, gate):
 titans = deep(l2, Identity())
 yaad = deep(huber, Identity())
 yaad_mixture = deep(mixture, Identity())
+mneme = deep(huber, Identity(), bare_mlp)
 moneta = deep(clipped_l3, L4(0.3))
 moneta_letter = deep(clipped_l3, L4(1.0))
 memora = deep(l2, Simplex())
@@ -455,5 +461,5 @@ def lact(x, chunk, coefficients=LACT, eps=1e-5):
 LOOPS = (
     *("linear_attention", "gla", "hgrn2", "dfw", "deltanet", "gated_deltanet", "kda", "comba", "rwkv7", "longhorn"),
     *("mamba2", "retnet", "delta_product", "momentum", "mesa", "attention", "titans", "yaad", "yaad_mixture", "moneta"),
-    *("moneta_letter", "memora", "ttt_linear", "ttt_linear_of_fla", "ttt_mlp", "atlas", "lact"),
+    *("moneta_letter", "memora", "ttt_linear", "ttt_linear_of_fla", "ttt_mlp", "mneme", "atlas", "lact"),
 )

@@ -18,7 +18,7 @@ from miras.rule import Rule
 MADE = {
     "atlas": {"chunk": 1, "window": 3},
     "sliding_window": {"window": 5},
-    **{n: {"chunk": 3} for n in ("moneta", "yaad", "memora", "titans")},
+    **{n: {"chunk": 3} for n in ("moneta", "yaad", "memora", "titans", "mneme")},
     **{n: {"chunk": 4} for n in ("ttt_linear", "ttt_mlp", "lact")},
 }
 CALLED = {

@@ -52,7 +52,8 @@ class Oracle(NamedTuple):
         self, batch: int = 2, time: int = 13, heads: int = 2, d: int = 4, wider: int = 1, expansion: int = 2
     ) -> dict[str, Tensor]:
         """Random inputs; values are `wider` than keys wherever the model permits."""
-        d_v = d if {"h", "norm_scale"} & set(self.names()) else d + wider
+        both = {"w1", "w2"} <= set(self.names()) and "log_alpha:k" in self.inputs  # one gate for channels of either
+        d_v = d if both or {"h", "norm_scale"} & set(self.names()) else d + wider
         hidden, drawn = expansion * d_v, {}
         sizes = {"q": d, "k": d, "erase": d, "along": d, "ridge": d}
         sizes |= {"v": d_v, "log_beta": d_v, "norm_scale": d_v, "norm_shift": d_v}
@@ -87,7 +88,8 @@ def _value(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 LOOPS = {n: oracle(getattr(numpy_loops, n)) for n in numpy_loops.LOOPS}
-DEEP = "q k v eta log_alpha:k w1 w2 norm_scale norm_shift"
+BARE = "q k v eta log_alpha:k w1 w2"
+DEEP = BARE + " norm_scale norm_shift"
 MINI_BATCHES = (
     "eta belongs to the key, rho to the query; rho of the j-th token of a mini-batch is ttt-lm's learned 1/j, its eta "
     "base_lr sigmoid(.)/d; target v - k and output q + LN(f(q)) are those of the memory x + LN(f(x)); biases are "
@@ -220,6 +222,13 @@ ORACLES = {
         "a NumPy token loop",
         LOOPS["memora"],
         DEEP,
+        DECAYS,
+        constants={"chunk": 3, "to": "initial", "rate": "input"},
+    ),
+    "mneme": Oracle(
+        "a NumPy token loop",
+        LOOPS["mneme"],
+        BARE + " delta",
         DECAYS,
         constants={"chunk": 3, "to": "initial", "rate": "input"},
     ),
