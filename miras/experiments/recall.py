@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from miras import bias
+from miras import bias, retention
 from miras.experiments.plan import Scale, TaskExperiment, model, models
 from miras.memory import MLP
 from miras.rule import Rule
@@ -19,12 +19,16 @@ def recall(scale: Scale) -> TaskExperiment:
     rules = {"moneta": moneta(), "yaad": yaad(), "yaad, chunk 4": yaad(chunk=4), "memora": memora(), "mneme": mneme()}
     # Without chunks there is no second copy of the weights, so that the same bytes are fewer and wider heads.
     wide = training.heads // 2
+    tokenwise = {
+        "mneme, no chunks": mneme(chunk=1),
+        "mneme, no chunks or retention": replace(mneme(chunk=1), retention=retention.NoRetention(to="initial")),
+    }
     return TaskExperiment(
         "Multi-query associative recall",
         "Attention solves it, linear models are limited by the size of their state (zoology, arXiv 2312.04927).",
         {
             **{name: model(_as_large_as_a_matrix(rule, training.dim, training.heads)) for name, rule in rules.items()},
-            "mneme, no chunks": model(_as_large_as_a_matrix(mneme(chunk=1), training.dim, wide), heads=wide),
+            **{n: model(_as_large_as_a_matrix(rule, training.dim, wide), heads=wide) for n, rule in tokenwise.items()},
             **{name: model(name, heads=1) for name in LINEAR},
         },
         "mqar",
