@@ -164,13 +164,14 @@ def writes(d: int = 32) -> None:
     """Cosine of what a fresh memory answers to its keys with their values, both less their means over all pairs, by the
     size of the values' entries and of the initial W1; gates as a fresh layer has them, chunk 16.
     """
-    sizes = tuple(itertools.product((8, 64), (0.1, 1.0)))
+    sizes = tuple(itertools.product((8, 64), (0.1, 0.5, 1.0)))
     print("pairs, size of values:", *sizes)
     for name in ("yaad", "moneta", "memora", "titans"):
         for spread in (1.0, 0.5, 0.3):
             rule = replace(variant(name), memory=MLP(spread=spread))
             print(f"{name}, W1 of {spread}:", *(f"{_written(rule, d, *size):.2f}" for size in sizes))
-    print("gated_deltanet:", *(f"{_written(variant('gated_deltanet'), d, *size):.2f}" for size in sizes))
+    for name in ("mneme", "gated_deltanet"):
+        print(f"{name}:", *(f"{_written(variant(name), d, *size):.2f}" for size in sizes))
 
 
 @torch.no_grad()

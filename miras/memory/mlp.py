@@ -18,7 +18,7 @@ from miras.weights import COLUMNS, ROWS, Leaf, Outer, Weight, Weights, mv, tmv
 
 @dataclass(frozen=True)
 class MLP(Deep):
-    """M(x) = x + LN(W1 gelu(W2 x)), the paper's memory (arXiv 2504.13173, section 5.4), in k layers.
+    """M(x) = x + LN(W1 gelu(W2 x)) in k layers, the paper's memory (arXiv 2504.13173, section 5.4); bare it is Mneme's.
 
     W1 is the outermost matrix, W_k reads the key. The scale and shift of LN are slow parameters. Initial entries have
     std 1 where a unit-norm key is read, so that pre-activations are of order 1, and 1/sqrt(h) behind a hidden layer,
@@ -26,7 +26,8 @@ class MLP(Deep):
 
     Choose it where quality counts for more than speed: it is the memory of the paper's three models and of Titans. It
     wants `rate="input"` and decay to the initial memory, and on a CPU it trains more slowly than attention at short
-    context (`docs/performance.md`).
+    context (`docs/performance.md`). Bare, without the residual connection and LN, it recalls more of what it has read,
+    and needs values of half the size or chunks of one token (`docs/choices.md`).
 
     Args:
         layers: number of matrices k.
