@@ -131,19 +131,18 @@ def _bits(job: Job) -> float | None:
 
 def _differences(plan: TextExperiment, runs: Mapping[str, list[Job]]) -> Table:
     """Of validation bits per byte, seed by seed."""
-    base = [_bits(job) for job in runs[plan.baseline]]
-    rows = []
-    for name, found in runs.items():
-        pairs = [(_bits(job), b) for job, b in zip(found, base, strict=True)]
-        values = [x - b for x, b in pairs if x is not None and b is not None]
-        lost = sum(x is None for x, _ in pairs)
-        if name == plan.baseline or not values:
-            continue
-        mean, interval, _ = mean_of(values)
-        said = {"difference": f"{mean:+.3f}", "95 % interval": "" if interval is None else f"± {interval:.3f}"}
-        rows.append(Row(name, said, f"{lost} of {len(found)} seeds diverged" if lost else ""))
-    columns = (Column("difference", "bits per byte"), Column("95 % interval"))
+    reached = {name: [_bits(job) for job in found] for name, found in runs.items()}
+    base, rows = reached[plan.baseline], []
     note = "Differences of runs with the same seed; below zero is better."
+    for name, found in reached.items():
+        values = [x - b for x, b in zip(found, base, strict=True) if x is not None and b is not None]
+        if lost := found.count(None):
+            note += f" {name}: {lost} of its seeds diverged."
+        if values and name != plan.baseline:
+            mean, interval, _ = mean_of(values)
+            said = {"difference": f"{mean:+.3f}", "95 % interval": "" if interval is None else f"± {interval:.3f}"}
+            rows.append(Row(name, said))
+    columns = (Column("difference", "bits per byte"), Column("95 % interval"))
     return Table(columns, tuple(rows), DIFFERENCES.format(plan.baseline), note)
 
 

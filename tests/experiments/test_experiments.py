@@ -15,7 +15,7 @@ from miras.evaluate.tasks import MQAR, NoisyRecall, Positions, SyntheticTask
 from miras.experiments import EXPERIMENTS, SCALES, experiment
 from miras.experiments.command import conduct
 from miras.experiments.plan import TaskExperiment, TextExperiment, model, models
-from miras.experiments.run import _search, _side_by_side, _unless_lost
+from miras.experiments.run import _differences, _search, _side_by_side, _unless_lost
 from miras.train.parameters import equal_hidden, parameters
 
 
@@ -65,6 +65,16 @@ def test_what_is_there_is_not_done_again(on_text, monkeypatch):
     plan, folder, _ = on_text
     monkeypatch.setattr("miras.train.many.Job.start", lambda *given: pytest.fail("trained again"))
     assert len(list(conduct("small", "laptop", plan, folder / "out", 1, None))) == 4
+
+
+def test_seeds_that_diverged_are_said_beneath_the_differences(monkeypatch):
+    plan = TextExperiment("", "", models("yaad", "moneta", "memora"), {}, (1.0,), 3, "yaad")
+    reached = {"yaad": [2.0, 2.5, None], "moneta": [2.1, None, 2.0], "memora": [None] * 3}
+    monkeypatch.setattr("miras.experiments.run._bits", lambda bits: bits)
+    table = _differences(plan, reached)
+    assert [(row.name, row.values["difference"]) for row in table.rows] == [("moneta", "+0.100")]
+    said = (" yaad: 1 of its seeds diverged.", " moneta: 1 of its seeds diverged.", " memora: 3 of its seeds diverged.")
+    assert table.note.endswith("better." + "".join(said))
 
 
 def test_a_synthetic_task(tmp_path):
