@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,9 +55,9 @@ class Inputs:
             raise UsageError("Inputs: one time step makes both gates; write alpha='dt' and eta='dt'.")
         if self.key == "forgotten" and self.alpha != "channel":
             raise UsageError("Inputs: a key that is what was forgotten needs alpha='channel'.")
-        if self.value_size <= 0 or (self.value == "own" and self.value_size != 1):
+        if not 0 < self.value_size < math.inf or (self.value == "own" and self.value_size != 1):
             raise UsageError(
-                "Inputs: value_size must be more than 0, and 1 unless value='normed'; "
+                "Inputs: value_size must be a number more than 0, and 1 unless value='normed'; "
                 f"got {self.value_size!r} and {self.value!r}."
             )
 

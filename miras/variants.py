@@ -71,7 +71,8 @@ def mneme(chunk: int = DEFAULT_CHUNK) -> Rule:
 
     A layer norm answers as loudly to a key that nothing was written for as to one that was, and a residual connection
     adds the key. Without them recall is found as soon as by matrices, and without chunks (`chunk=1`) outer gradients
-    stay bounded (`docs/results.md`). What holds it instead is the size of the values.
+    stay bounded. What bounds a chunk's steps instead is the size of the values and Huber's loss: with l_2 two of three
+    trainings were lost (`docs/results.md`).
 
     Args:
         chunk: tokens per chunk; 1 recalls most.

@@ -349,9 +349,11 @@ def test_values_may_have_the_size_of_what_a_layer_norm_gives(monkeypatch, option
     assert sizes[2].std() > 0.01
 
 
-@pytest.mark.parametrize("given", [{"value_size": 0.5}, {"value": "normed", "value_size": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "given", [{"value_size": 0.5}, *({"value": "normed", "value_size": size} for size in (0.0, torch.nan))], ids=str
+)
 def test_a_size_is_of_normed_values_and_more_than_zero(given):
-    with pytest.raises(UsageError, match="value_size must be more than 0, and 1 unless value='normed'"):
+    with pytest.raises(UsageError, match="value_size must be a number more than 0, and 1 unless value='normed'"):
         Inputs(**given)
 
 
