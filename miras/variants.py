@@ -69,10 +69,9 @@ def titans(chunk: int = DEFAULT_CHUNK) -> Rule:
 def mneme(chunk: int = DEFAULT_CHUNK) -> Rule:
     """Yaad with a bare memory, W1 gelu(W2 x), a small W1 and values of half its size; in no paper.
 
-    A layer norm answers as loudly to a key that nothing was written for as to one that was, and a residual connection
-    adds the key. Without them recall is found as soon as by matrices, and without chunks (`chunk=1`) outer gradients
-    stay bounded. What bounds a chunk's steps instead is the size of the values and Huber's loss: with l_2 two of three
-    trainings were lost (`docs/results.md`).
+    It starts nearly silent, so that what it writes is heard: recall is found as soon as by matrices. Without a layer
+    norm outer gradients stay bounded without chunks, too (`chunk=1`). What bounds a chunk's steps instead is the size
+    of the values and Huber's loss: with l_2 two of three trainings were lost (`docs/results.md`).
 
     Args:
         chunk: tokens per chunk; 1 recalls most.
