@@ -27,7 +27,7 @@ from miras.evaluate.scratch import ScratchConfig
 from miras.experiments.plan import Experiment, Model, TaskExperiment, TextExperiment
 from miras.process import set_threads
 from miras.report.figures import Curves, Series
-from miras.report.results import task_sections
+from miras.report.results import diverged, task_sections
 from miras.report.runs import report
 from miras.report.sections import Section, plain
 from miras.report.table import Column, Row, Table
@@ -133,16 +133,15 @@ def _differences(plan: TextExperiment, runs: Mapping[str, list[Job]]) -> Table:
     """Of validation bits per byte, seed by seed."""
     reached = {name: [_bits(job) for job in found] for name, found in runs.items()}
     base, rows = reached[plan.baseline], []
-    note = "Differences of runs with the same seed; below zero is better."
     for name, found in reached.items():
         values = [x - b for x, b in zip(found, base, strict=True) if x is not None and b is not None]
-        if lost := found.count(None):
-            note += f" {name}: {lost} of its seeds diverged."
         if values and name != plan.baseline:
             mean, interval, _ = mean_of(values)
             said = {"difference": f"{mean:+.3f}", "95 % interval": "" if interval is None else f"± {interval:.3f}"}
             rows.append(Row(name, said))
     columns = (Column("difference", "bits per byte"), Column("95 % interval"))
+    note = "Differences of runs with the same seed; below zero is better."
+    note += diverged({name: found.count(None) for name, found in reached.items()})
     return Table(columns, tuple(rows), DIFFERENCES.format(plan.baseline), note)
 
 

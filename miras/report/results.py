@@ -44,9 +44,14 @@ def task_sections(found: Mapping[str, Any], names: Mapping[str, str] | None = No
             own = [(name, [(row, x) for row, x in line if row[first] == kind]) for name, line in lines]
             sections += _figures(own, tuple(others), f"{title}, {kind}", word, better)
     # Files of before it was a result that a training diverged do not say so.
-    lost = {(names or {}).get(model, model): len(r.get("diverged", ())) for model, r in found["models"].items()}
-    note = "".join(f" {name}: {count} of its seeds diverged." for name, count in lost.items() if count)
+    lost = {str((names or {}).get(model, model)): len(r.get("diverged", ())) for model, r in found["models"].items()}
+    note = diverged(lost)
     return [dataclasses.replace(s, note=s.note + note) if isinstance(s, Table) else s for s in sections]
+
+
+def diverged(lost: Mapping[str, int]) -> str:
+    """What a table says beneath it of models that lost seeds, {name: how many}; empty: none did."""
+    return "".join(f" {name}: {count} of its seeds diverged." for name, count in lost.items() if count)
 
 
 _Line = tuple[str, list[tuple[Any, float]]]
