@@ -35,7 +35,7 @@ from torch import Tensor
 from miras import explain, run
 from miras.bench.decode import decode
 from miras.bench.entries import autocast, build, step, useful_flops
-from miras.bench.flops import BACKWARD, layer_flops
+from miras.bench.flops import layer_flops
 from miras.bench.sizes import DTYPES, Sizes
 from miras.bench.timing import Timing, alternate, machine_calls, machine_speed
 from miras.memory import SwiGLU
@@ -303,7 +303,7 @@ def op_rows(rule: Rule, x: dict[str, Tensor], sizes: Sizes, engine: str, results
     row = {"ms": 1000 * took, "tokens_per_second": sizes.tokens / took}
     if parts is None:
         return [row]
-    flops = (sum(parts.values()) - parts["maps"]) * sizes.tokens * (1 + BACKWARD)
+    flops = (sum(parts.values()) - parts["maps"]) * sizes.tokens
     return [row | {"of_ceiling": flops / took / results.ceiling}]
 
 

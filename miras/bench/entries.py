@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miras.bench.flops import BACKWARD, layer_bytes, layer_flops, model_flops
+from miras.bench.flops import layer_bytes, layer_flops, model_flops
 from miras.bench.sizes import Sizes
 from miras.errors import MirasError, UsageError
 from miras.layer import MirasLayer
@@ -196,7 +196,7 @@ def useful_flops(name: str, sizes: Sizes) -> float | None:
         each = None if parts is None else sum(parts.values())
     else:
         each = model_flops([mixer] * sizes.layers, sizes, _hidden(sizes), sizes.vocab)
-    return None if each is None else each * sizes.tokens * (1 + BACKWARD * sizes.backward)
+    return None if each is None else each * sizes.tokens
 
 
 def product_bytes(name: str, sizes: Sizes) -> float | None:
@@ -204,7 +204,7 @@ def product_bytes(name: str, sizes: Sizes) -> float | None:
     if name in PEERS or sizes.level != "layer":
         return None
     parts = layer_bytes(mixer_of(name, sizes.chunk), sizes)
-    return None if parts is None else sum(parts.values()) * sizes.tokens * (1 + BACKWARD * sizes.backward)
+    return None if parts is None else sum(parts.values()) * sizes.tokens
 
 
 def chunk_of(name: str, sizes: Sizes) -> int | None:

@@ -1,10 +1,10 @@
-"""Useful floating-point operations and bytes by formula, per token of the forward pass.
+"""Useful floating-point operations and bytes by formula, per token.
 
 Counted are matrix products, a multiplication with its addition as 2; element-wise work is not. A backward pass has two
-products for each, so forward and backward are 3 times the forward pass, and what an engine computes again counts once.
-(Of first order it has one less for each of predict and pullback, which is counted here all the same.)
+products for each of the forward pass, but of first order one for predict and pullback, whose weights are constants to
+it. What an engine computes again counts once.
 
-A layer of size D with H heads of d, inner size I = H d:
+The forward pass of a layer of size D with H heads of d, inner size I = H d:
 
     maps      2 D I (1 + keys + values) for q, k, v, 2 I D out, 2 D I output gate, twice the entries of the gates' maps
 
@@ -48,35 +48,39 @@ from miras.retention import EuclideanRetention, MirrorRetention, TwoSided
 from miras.rule import Rule
 
 BACKWARD = 2.0
-"""The backward pass in units of the forward pass."""
+"""Products of the backward pass for one of the forward pass."""
 
 NUMBER = 4
 """Bytes of a float32."""
 
 
 def layer_flops(mixer: Mixer, sizes: Sizes, dense: bool = False) -> dict[str, float] | None:
-    """FLOPs of one token of a layer's forward pass by part, or None where there is no formula.
+    """FLOPs of one token of a layer by part, or None where there is no formula.
 
     Args:
         mixer: a `Rule` with the memory `MLP`, `SwiGLU` or `Linear`, or `Attention`.
-        sizes: dim, heads, time and gates; the chunk is the rule's own.
+        sizes: dim, heads, time, gates, and whether there is a backward pass; the chunk is the rule's own.
         dense: count the masked half of pair products too.
     """
     parts = _attention(mixer, sizes, dense) if isinstance(mixer, Attention) else _memory(mixer, dense, sizes)
-    return None if parts is None else {"maps": _maps(mixer, sizes), **parts}
+    if parts is None:
+        return None
+    constant = ("predict", "pullback") if isinstance(mixer, Rule) and mixer.first_order else ()
+    parts = {"maps": _maps(mixer, sizes), **parts}
+    return {name: (_passes(sizes) - sizes.backward * (name in constant)) * count for name, count in parts.items()}
 
 
 def model_flops(mixers: list[Mixer], sizes: Sizes, hidden: int, vocab: int) -> float | None:
-    """FLOPs of one token of a model's forward pass: layers, a SwiGLU of 6 D hidden each, and the logits, 2 D vocab."""
+    """FLOPs of one token of a model: layers, of the forward pass a SwiGLU's 6 D hidden each, the logits' 2 D vocab."""
     found = [layer_flops(mixer, sizes) for mixer in mixers]
     if any(parts is None for parts in found):
         return None
     layers = sum(sum(parts.values()) for parts in found if parts)
-    return layers + 6 * sizes.dim * hidden * len(mixers) + 2 * sizes.dim * vocab
+    return layers + _passes(sizes) * (6 * sizes.dim * hidden * len(mixers) + 2 * sizes.dim * vocab)
 
 
 def layer_bytes(mixer: Mixer, sizes: Sizes) -> dict[str, float] | None:
-    """Bytes of one token of a layer's forward pass by part, or None where there is no formula."""
+    """Bytes of one token of a layer by part, or None where there is no formula; a backward pass moves twice as many."""
     if not isinstance(mixer, Rule) or not _known(mixer) or mixer.chunk == 1:
         return None
     leaves, chunk = _shapes(mixer, sizes), mixer.chunk
@@ -93,10 +97,15 @@ def layer_bytes(mixer: Mixer, sizes: Sizes) -> dict[str, float] | None:
         "read": bases * products(leaves),
         "pairs": sum(2 * (o + i + chunk) for o, i in leaves),
     }
-    parts = {name: NUMBER * sizes.heads * count for name, count in parts.items()}
+    parts = {name: sizes.heads * count for name, count in parts.items()}
     # Each map's matrix once a call; x three times, q, k, v, gate, y in and out.
-    maps = _maps(mixer, sizes) / 2 / sizes.tokens + 9 * sizes.dim
-    return {"maps": NUMBER * maps, **parts}
+    parts = {"maps": _maps(mixer, sizes) / 2 / sizes.tokens + 9 * sizes.dim, **parts}
+    return {name: _passes(sizes) * NUMBER * count for name, count in parts.items()}
+
+
+def _passes(sizes: Sizes) -> float:
+    """Forward, and backward if there is one, in units of the forward pass."""
+    return 1 + BACKWARD * sizes.backward
 
 
 def _maps(mixer: Mixer, sizes: Sizes) -> float:

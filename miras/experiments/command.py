@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table as RichTable
 
-from miras.bench.flops import BACKWARD, model_flops
+from miras.bench.flops import model_flops
 from miras.bench.sizes import Sizes
 from miras.experiments import EXPERIMENTS, SCALES
 from miras.experiments.plan import Experiment, TaskExperiment
@@ -107,7 +107,7 @@ def _hours(config: TrainConfig) -> float | None:
     flops = model_flops(list(config.mixers), sizes, shape.intermediate_size, vocabulary)
     if flops is None:
         return None
-    return (1 + BACKWARD) * flops * config.steps * config.batch / (UTILISED * PEAK) / 3600
+    return flops * config.steps * config.batch / (UTILISED * PEAK) / 3600
 
 
 def _first(text: str | None) -> str:

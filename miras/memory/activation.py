@@ -55,12 +55,13 @@ class _Through(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, Tensor, None]:
         u, weight, a = ctx.saved_tensors
         with ctx.cast.again():
             inner = ctx.activation.backward(grad, a)
             grad_a = ctx.activation.curvature(a).mul_(grad).mul_(matmul(u, weight))
-            return matmul(inner, weight.mT), matmul(u.mT, inner), grad_a, None
+            grad_weight = matmul(u.mT, inner) if ctx.needs_input_grad[1] else None  # of first order it is a constant
+            return matmul(inner, weight.mT), grad_weight, grad_a, None
 
 
 def _gelu(approximate: Literal["none", "tanh"], curvature: Callable[[Tensor], Tensor] | None = None) -> Activation:

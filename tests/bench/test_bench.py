@@ -1,8 +1,10 @@
 """`miras bench`: formulas against PyTorch's counter, files that are whole, errors that say what to do. No times."""
 
 import json
+import math
 import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from miras.bench.show import title
 from miras.bench.sizes import Sizes
 from miras.bench.timing import Timing, alternate
 from miras.cli import main
+from miras.engines import chunk
 from miras.errors import MirasError, UsageError
 from miras.variants import VARIANTS, variant
 
@@ -67,7 +70,7 @@ RULES = {
 @pytest.mark.parametrize("gates", ["head", "channel"])
 @pytest.mark.parametrize("name", RULES)
 def test_the_formula_is_what_the_counter_counts(name, gates):
-    mixer, sizes = RULES[name], SIZES.with_(gates=gates)
+    mixer, sizes = RULES[name], SIZES.with_(gates=gates, backward=False)
     if isinstance(mixer, Rule) and mixer.algorithm.resets:
         sizes = sizes.with_(time=16 * mixer.chunk)  # the last chunk hands on slots that no other does
     # The native engine sees of a chunk what a token sees of it, the others mask what they have computed.
@@ -88,10 +91,25 @@ def test_backward_is_two_products_for_each():
     sizes = SIZES.with_(chunk=64)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step(build("sdpa", sizes), sizes)()
-    dense = 3 * sum(layer_flops(variant("transformer"), sizes, dense=True).values()) * sizes.tokens
+    dense = sum(layer_flops(variant("transformer"), sizes, dense=True).values()) * sizes.tokens
     assert counter.get_total_flops() == pytest.approx(dense)
     assert useful_flops("sdpa", sizes) < dense
     assert useful_flops("yaad", sizes) == pytest.approx(3 * useful_flops("yaad", sizes.with_(backward=False)))
+
+
+@pytest.mark.parametrize("rule", [variant("yaad", 16), DEEP, GATED])
+def test_of_first_order_the_weights_of_inner_gradients_get_none(rule, monkeypatch):
+    monkeypatch.setattr(chunk, "LARGE", math.inf)  # plain autograd, which computes nothing again
+    found, formula = [], []
+    for order in (replace(rule, first_order=True), rule):
+        torch.manual_seed(0)
+        layer, x = MirasLayer(SIZES.dim, SIZES.heads, order), torch.randn(SIZES.batch, SIZES.time, SIZES.dim)
+        with FlopCounterMode(display=False) as counter:
+            layer(x.requires_grad_(), engine="chunk")[0].sum().backward()
+        found.append(counter.get_total_flops() / SIZES.tokens)
+        formula.append(sum(layer_flops(order, SIZES, dense=True).values()))
+    first, second = formula
+    assert found[1] - found[0] == pytest.approx(second - first, rel=MARGIN) and second > first
 
 
 def test_what_has_no_formula_says_so():
