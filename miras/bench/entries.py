@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from miras.bench.flops import layer_bytes, layer_flops, model_flops
 from miras.bench.sizes import Sizes
-from miras.errors import MirasError, UsageError
+from miras.errors import MirasError
 from miras.layer import MirasLayer
 from miras.mixer import Mixer
 from miras.model import Miras
@@ -107,12 +107,7 @@ def mixer_of(name: str, chunk: int | None = None) -> Mixer:
     Raises:
         UsageError: no such variant or file, or a file with several rules.
     """
-    if not names_file(name):
-        return variant(name, chunk)
-    first, *others = dict.fromkeys(load_config(name, {}).mixers)
-    if others:
-        raise UsageError(f"{name}: expected one rule for all layers, got {1 + len(others)}.")
-    return first
+    return load_config(name, {}).mixer_of_all if names_file(name) else variant(name, chunk)
 
 
 def has_chunk(name: str) -> bool:

@@ -75,12 +75,13 @@ def entry(name: str, mixer: Mixer | None = None, tau: float | None = None) -> En
         tau: its time constant in tokens: retention alpha = exp(-1 / tau); None: the gate's initial value.
 
     Raises:
-        UsageError: an unknown name, a bad file, or attention, which has no fixed-size memory to look into.
+        UsageError: an unknown name, a bad file or one with several rules, or attention, which has no fixed-size memory
+            to look into.
     """
     if mixer is None:
         if names_file(name):
             config = load_config(name, {})
-            name, mixer = config.model, config.mixers[0]
+            name, mixer = config.model, config.mixer_of_all
         else:
             mixer = variant(name)
     if not isinstance(mixer, Rule):

@@ -173,6 +173,18 @@ class TrainConfig:
         return tuple(parts[i % len(parts)] for i in range(self.layers))
 
     @property
+    def mixer_of_all(self) -> Mixer:
+        """The mixer of every layer.
+
+        Raises:
+            UsageError: layers have different ones.
+        """
+        first, *others = dict.fromkeys(self.mixers)
+        if others:
+            raise UsageError(f"{self.model}: expected one rule for all layers, got {1 + len(others)}.")
+        return first
+
+    @property
     def sequences(self) -> int:
         """Sequences that each process takes at once."""
         return self.batch // self.context // self.accumulation // processes.count()

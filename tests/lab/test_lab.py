@@ -277,3 +277,11 @@ def test_lab_with_rules_of_ones_own(tmp_path):
 def test_bad_input_is_a_paragraph_and_code_2(words, said):
     result = lab(*words.split(), code=2)
     assert said in result.stderr and "Traceback" not in result.output
+
+
+def test_a_file_with_several_rules_is_not_one_of_them(tmp_path):
+    (tmp_path / "two.json").write_text(json.dumps({"model": "yaad,deltanet"}))
+    assert (
+        "yaad,deltanet: expected one rule for all layers, got 2"
+        in lab("outliers", tmp_path / "two.json", code=2).stderr
+    )
