@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import set_seed
 
 from miras.errors import Diverged, UsageError
 from miras.evaluate.tasks import Examples, SyntheticTask
 from miras.evaluate.tasks.base import IGNORE, Report, Row
 from miras.hf import MirasForCausalLM
+from miras.layer import MirasLayer
 from miras.train.config import TrainConfig, load_config
 from miras.train.optimizer import make_optimizer
 from miras.train.run import model_config
@@ -115,12 +118,35 @@ def _answers(model: MirasForCausalLM, examples: Examples) -> tuple[Tensor, Tenso
     """Logits [asked, V] and targets [asked]: an output layer of thousands of tokens is run only where one is asked."""
     inputs, targets = examples.inputs.to(model.device), examples.targets.to(model.device)
     x = model.get_input_embeddings()(inputs)
-    if examples.noise is not None:
-        size = x.detach().square().mean().sqrt() * examples.noise.to(x)
-        x = x + size[..., None] * torch.randn_like(x)
-    hidden = model.model(inputs_embeds=x, use_cache=False).last_hidden_state
+    with ExitStack() as hooks:
+        if examples.noise is not None and examples.inside:
+            for module in model.modules():
+                if isinstance(module, MirasLayer):
+                    hooks.enter_context(_noisy_values(module, examples.noise.to(x)))
+        elif examples.noise is not None:
+            x = _noisy(x, examples.noise.to(x))
+        hidden = model.model(inputs_embeds=x, use_cache=False).last_hidden_state
     asked = targets != IGNORE
     return model.lm_head(hidden[asked]), targets[asked]
+
+
+def _noisy(x: Tensor, noise: Tensor) -> Tensor:
+    """x [N, T, D] with noise of a random direction, its size [N, T] in units of x's root mean square."""
+    size = x.detach().square().mean().sqrt() * noise
+    return x + size[..., None] * torch.randn_like(x)
+
+
+def _noisy_values(layer: MirasLayer, noise: Tensor) -> RemovableHandle:
+    """Add noise to the values of a layer, which are the last of what its convolution makes (attention has none)."""
+    width = layer.values * layer.heads * layer.head_dim
+
+    def shake(made: Tensor) -> Tensor:
+        before, values = made.split([made.shape[-1] - width, width], -1)
+        return torch.cat([before, _noisy(values, noise)], -1)
+
+    if layer.conv is None:
+        return layer.qkv.register_forward_hook(lambda module, given, made: shake(made))
+    return layer.conv.register_forward_hook(lambda module, given, made: (shake(made[0]), made[1]))
 
 
 def _loss(model: MirasForCausalLM, examples: Examples) -> Tensor:

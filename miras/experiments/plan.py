@@ -49,7 +49,7 @@ class Scale:
 
 
 CLEAN = (("value", 0.0),)
-CORRUPTED = tuple((noise, rate) for noise in ("heavy", "value") for rate in RATES)
+CORRUPTED = tuple((noise, rate) for noise in ("heavy", "inside", "value") for rate in RATES)
 
 
 SCALES: Mapping[str, Scale] = {

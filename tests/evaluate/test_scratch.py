@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from miras.engines import run
 from miras.errors import Diverged, UsageError
 from miras.evaluate import scratch
 from miras.evaluate.compare import compare, mean_of, settle
@@ -56,6 +57,34 @@ def test_heavy_noise_reaches_the_embedding_where_it_is():
     scratch._answers(model, examples)
     moved = (seen[0] != model.get_input_embeddings()(examples.inputs)).any(-1)
     assert torch.equal(moved, examples.noise > 0)
+
+
+@pytest.mark.parametrize("name", ["yaad", "delta_product", "atlas", "transformer"])
+def test_noise_inside_reaches_the_values_of_every_layer_and_nothing_else(name, monkeypatch):
+    asked = NoisyRecall(vocabulary=16, pairs=4, repeats=2, test=(("inside", 0.4),), examples=8)
+    model = ScratchConfig(name, **SMALL | {"layers": 2}).build(asked.tokens, 40).eval()
+    examples = asked.build(0).test["inside", 0.4]
+    calls: list[tuple[torch.Tensor, ...]] = []
+
+    def watched(rule, q, k, v, *rest, **named):
+        calls.append((q, k, v))
+        return run(rule, q, k, v, *rest, **named)
+
+    monkeypatch.setattr("miras.layer.run", watched)
+    for part in (examples, examples._replace(noise=None)):
+        scratch._answers(model, part)
+    (q, k, v), second, *clean = calls
+    assert torch.equal(q, clean[0][0]) and torch.equal(k, clean[0][1])
+    steps = v.shape[1] // examples.inputs.shape[1]
+    moved = (v - clean[0][2]).flatten(2).unflatten(1, (-1, steps)).flatten(2)
+    assert torch.equal((moved != 0).all(-1), examples.noise > 0)
+    assert torch.equal((moved != 0).any(-1), examples.noise > 0)
+    size = clean[0][2].square().mean().sqrt()
+    torch.testing.assert_close(moved.square().mean(-1).sqrt(), size * examples.noise, rtol=0.6, atol=0)
+    # The largest noise stands out in the second layer as well, which no norm between the layers could let through.
+    worst = int(examples.noise.argmax())
+    loud = second[2].square().flatten(2).unflatten(1, (-1, steps)).flatten(2).mean(-1).sqrt().flatten()
+    assert int(loud.argmax()) == worst and loud[worst] > 10 * loud.median()
 
 
 def test_a_lost_training_says_so(monkeypatch):

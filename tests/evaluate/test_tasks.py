@@ -55,7 +55,7 @@ def test_seeds_reproduce_and_training_is_not_the_test(name):
 def test_shapes_and_ranges(name):
     asked = SYNTHETIC[name]
     for level in (*asked.train, *asked.test):
-        inputs, targets, _ = draw(asked, level, 4)
+        inputs, targets, *_ = draw(asked, level, 4)
         assert inputs.shape == targets.shape == (4, asked.length(level))
         assert 0 <= inputs.min() and inputs.max() < asked.tokens
         answers = targets[targets != IGNORE]
@@ -73,7 +73,7 @@ def test_score_counts_only_what_is_asked():
 @pytest.mark.parametrize("level", [(64, 4), (64, 16), (128, 32)])
 def test_every_mqar_answer_stood_behind_its_key(level):
     length, pairs = level
-    inputs, targets, _ = draw(MQAR(), level)
+    inputs, targets, *_ = draw(MQAR(), level)
     for tokens, answers in zip(inputs.tolist(), targets.tolist(), strict=True):
         keys, values = tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2]
         assert len(set(keys)) == len(set(values)) == pairs
@@ -84,7 +84,7 @@ def test_every_mqar_answer_stood_behind_its_key(level):
 
 
 def test_mqar_gaps_follow_the_power_law():
-    _, targets, _ = draw(MQAR(8, train=((64, 1),), test=((64, 1),)), (64, 1), 20_000)
+    _, targets, *_ = draw(MQAR(8, train=((64, 1),), test=((64, 1),)), (64, 1), 20_000)
     gaps = ((targets != IGNORE).nonzero()[:, 1] - 2) // 2
     p = np.arange(1, 32) ** (0.01 - 1.0)
     seen = np.bincount(gaps.numpy(), minlength=31) / 20_000
@@ -92,11 +92,12 @@ def test_mqar_gaps_follow_the_power_law():
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.4])
-@pytest.mark.parametrize("noise", ["value", "token", "heavy"])
+@pytest.mark.parametrize("noise", ["value", "token", "heavy", "inside"])
 def test_noise_is_as_frequent_as_asked_and_answers_are_clean(noise, rate):
     asked = NoisyRecall()
     clean = {}
-    inputs, targets, size = draw(asked, (noise, rate), 200)
+    inputs, targets, size, inside = draw(asked, (noise, rate), 200)
+    assert inside == (noise == "inside")
     shown_tokens = 2 * asked.pairs * asked.repeats
     queries, answers = inputs[:, shown_tokens::2], targets[:, shown_tokens::2]
     wrong = np.zeros(2)
@@ -108,7 +109,7 @@ def test_noise_is_as_frequent_as_asked_and_answers_are_clean(noise, rate):
         if rate == 0:
             assert all(sum(k == key for k, _ in pairs) == asked.repeats for key in clean)
     wrong /= 200 * asked.pairs * asked.repeats
-    if noise == "heavy":
+    if noise in ("heavy", "inside"):
         assert size is not None and not wrong.any()
         assert (size[:, 1:shown_tokens:2] > 0).float().mean() == pytest.approx(rate, abs=0.02)
         assert not size[:, 0:shown_tokens:2].any() and not size[:, shown_tokens:].any()
@@ -122,7 +123,7 @@ def test_noise_is_as_frequent_as_asked_and_answers_are_clean(noise, rate):
 
 def test_selective_copy_repeats_the_items_in_order():
     asked = SelectiveCopy()
-    inputs, targets, _ = draw(asked, (64, 8))
+    inputs, targets, *_ = draw(asked, (64, 8))
     for tokens, answers in zip(inputs.tolist(), targets.tolist(), strict=True):
         items = [token for token in tokens if token < 14]
         assert len(items) == 8 and tokens.index(15) == 64 - 8 - 1
@@ -133,7 +134,7 @@ def test_the_dictionary_is_one_and_the_same():
     asked = Memorisation()
     learned = {}
     for seed in (0, 1):
-        inputs, targets, _ = draw(asked, 32, 256, seed)
+        inputs, targets, *_ = draw(asked, 32, 256, seed)
         assert (inputs[:, 1::2] == 255).all() and (targets[:, 0::2] == IGNORE).all()
         for key, value in zip(inputs[:, 0::2].flatten().tolist(), targets[:, 1::2].flatten().tolist(), strict=True):
             assert learned.setdefault(key, value) == value
@@ -142,7 +143,7 @@ def test_the_dictionary_is_one_and_the_same():
 
 
 def test_parity():
-    inputs, targets, _ = draw(Parity(), 40)
+    inputs, targets, *_ = draw(Parity(), 40)
     for t in range(40):
         assert torch.equal(targets[:, t], inputs[:, : t + 1].sum(1) % 2)
 
@@ -150,7 +151,7 @@ def test_parity():
 @pytest.mark.parametrize("degree", [3, 5])
 def test_permutations_are_composed(degree):
     elements = list(itertools.permutations(range(degree)))
-    inputs, targets, _ = draw(Permutations(degree), 20, 8)
+    inputs, targets, *_ = draw(Permutations(degree), 20, 8)
     for tokens, answers in zip(inputs.tolist(), targets.tolist(), strict=True):
         where = list(range(degree))  # where each thing is after all permutations so far
         for token, answer in zip(tokens, answers, strict=True):
@@ -164,7 +165,7 @@ def test_permutations_are_composed(degree):
         (lambda: MQAR(train=((64, 17),)), "4 tokens a pair"),
         (lambda: MQAR(vocabulary=30, test=((64, 16),), train=((64, 16),)), "different keys"),
         (lambda: NoisyRecall(test=(("value", 1.5),)), "rates from 0 to 1"),
-        (lambda: NoisyRecall(test=(("loud", 0.1),)), "expected value, token or heavy"),
+        (lambda: NoisyRecall(test=(("loud", 0.1),)), "expected value, token, heavy or inside"),
         (lambda: SelectiveCopy(train=((32, 16),)), "do not fit"),
         (lambda: Memorisation(train=(31,)), "even lengths"),
         (lambda: Parity(test=(0,)), "at least 1"),

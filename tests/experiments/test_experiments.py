@@ -119,13 +119,13 @@ def test_a_lost_training_is_a_rate_that_is_not_taken(monkeypatch, capsys):
 
 
 def test_a_table_for_each_kind_of_noise(tmp_path):
-    levels = tuple((noise, rate) for noise in ("heavy", "value") for rate in (0.0, 0.5))
+    levels = tuple((noise, rate) for noise in ("heavy", "inside", "value") for rate in (0.0, 0.5))
     asked = NoisyRecall(16, pairs=2, repeats=2, train=(("value", 0.0),), test=levels, examples=8)
     training = ScratchConfig(dim=16, layers=1, steps=10, batch=64)
     plan = TaskExperiment("Small", "Nothing.", models("deltanet"), "noisy_recall", asked, training, (1e-2,), 2)
-    assert len(list(conduct("robustness", "laptop", plan, tmp_path, 1, None))) == 3
+    assert len(list(conduct("robustness", "laptop", plan, tmp_path, 1, None))) == 4
     found = json.loads((tmp_path / "results.json").read_text())["sections"]
-    for kind in ("heavy", "value"):
+    for kind in ("heavy", "inside", "value"):
         table, curves = (s for s in found if s["title"] == f"noisy recall, {kind}")
         assert [column["name"] for column in table["columns"]] == ["0", "0.5"] and len(table["rows"]) == 2
         assert [series["x"] for series in curves["series"]] == [[0.0, 0.5]] * 2

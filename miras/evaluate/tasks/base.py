@@ -80,16 +80,18 @@ class Examples(NamedTuple):
             `IGNORE` where nothing is asked.
         noise: float [N, T], how much is added to a token's embedding in a random direction, in units of the embedding's
             own size; None: nothing.
+        inside: it is added to the values that the memory of each layer reads of the token, behind all norms, instead.
     """
 
     inputs: Tensor
     targets: Tensor
     noise: Tensor | None = None
+    inside: bool = False
 
     def part(self, start: int, end: int) -> Examples:
         """Some of the sequences."""
         noise = None if self.noise is None else self.noise[start:end]
-        return Examples(self.inputs[start:end], self.targets[start:end], noise)
+        return Examples(self.inputs[start:end], self.targets[start:end], noise, self.inside)
 
 
 class Built(NamedTuple):
@@ -161,7 +163,9 @@ def distinct(rng: np.random.Generator, count: int, size: int, choices: int) -> n
     return np.take_along_axis(smallest, np.argsort(np.take_along_axis(drawn, smallest, 1), 1), 1)
 
 
-def as_examples(inputs: np.ndarray, targets: np.ndarray, noise: np.ndarray | None = None) -> Examples:
+def as_examples(
+    inputs: np.ndarray, targets: np.ndarray, noise: np.ndarray | None = None, inside: bool = False
+) -> Examples:
     """NumPy's arrays as tensors."""
-    shaken = None if noise is None else torch.from_numpy(noise).float()
-    return Examples(torch.from_numpy(inputs).long(), torch.from_numpy(targets).long(), shaken)
+    size = None if noise is None else torch.from_numpy(noise).float()
+    return Examples(torch.from_numpy(inputs).long(), torch.from_numpy(targets).long(), size, inside)

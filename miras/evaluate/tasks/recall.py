@@ -9,7 +9,7 @@ import numpy as np
 from miras.errors import UsageError
 from miras.evaluate.tasks.base import IGNORE, Examples, SyntheticTask, as_examples, distinct
 
-NOISES, RATES = ("value", "token", "heavy"), (0.0, 0.1, 0.2, 0.3, 0.4)
+NOISES, RATES = ("value", "token", "heavy", "inside"), (0.0, 0.1, 0.2, 0.3, 0.4)
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,10 @@ class NoisyRecall(SyntheticTask):
     a kind of noise and the rate of corruption. Of what is corrupted, "value": a showing's value becomes a random value;
     "token": each token of a showing becomes a random one; "heavy": the embedding of a showing's value gets noise of a
     random direction whose size is Student's t with 1.5 degrees of freedom, in units of the embedding's own: its mean is
-    finite, its variance is not. This asks whether a rule that is robust to outliers (arXiv 2504.13173, section 5.1,
-    "coping with extreme events") is so inside a trained model; `train=[value,0]` asks it of models that have seen no
-    noise, the default of models that were trained with it.
+    finite, its variance is not; "inside": the same noise at the values that memories read, where no norm bounds it.
+    This asks whether a rule that is robust to outliers (arXiv 2504.13173, section 5.1, "coping with extreme events") is
+    so inside a trained model; `train=[value,0]` asks it of models that have seen no noise, the default of models that
+    were trained with it.
 
     Args:
         vocabulary: size of the vocabulary.
@@ -103,7 +104,7 @@ class NoisyRecall(SyntheticTask):
     def __post_init__(self) -> None:
         for noise, rate in (*self.train, *self.test):
             if noise not in NOISES:
-                raise UsageError(f"noisy_recall: noise is {noise!r}, expected value, token or heavy.")
+                raise UsageError(f"noisy_recall: noise is {noise!r}, expected value, token, heavy or inside.")
             if not 0 <= rate <= 1:
                 raise UsageError("noisy_recall: expected rates from 0 to 1.")
         if not 1 <= self.pairs < self.vocabulary // 2 or self.repeats < 1:
@@ -135,18 +136,18 @@ class NoisyRecall(SyntheticTask):
             rng.integers(1, self.vocabulary, showings.shape),
             rng.integers(half, self.vocabulary, showings.shape),
         )
-        if noise != "heavy":
+        if noise in ("value", "token"):
             showings = np.where(hit, wrong, showings)
         queries = np.take_along_axis(pairs, distinct(rng, count, self.pairs, self.pairs)[..., None], axis=1)
         asked = np.stack([queries[..., 0], np.zeros_like(queries[..., 0])], axis=-1)
         answers = np.stack([queries[..., 1], np.full_like(queries[..., 1], IGNORE)], axis=-1)
         inputs = np.concatenate([showings.reshape(count, -1), asked.reshape(count, -1)], axis=1)
         targets = np.concatenate([np.full((count, 2 * shown), IGNORE), answers.reshape(count, -1)], axis=1)
-        if noise != "heavy":
+        if noise in ("value", "token"):
             return as_examples(inputs, targets)
         added = np.zeros(inputs.shape)
         added[:, : 2 * shown] = np.where(hit, size, 0.0).reshape(count, -1)
-        return as_examples(inputs, targets, added)
+        return as_examples(inputs, targets, added, noise == "inside")
 
 
 @dataclass(frozen=True)
