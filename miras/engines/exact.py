@@ -16,7 +16,7 @@ A tile is an evaluation's block size; it does not change the function.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -77,6 +77,21 @@ def off_keys(rule: Rule, gates: Gates | None) -> str | None:
     """Why a tile cannot decay by these gates, or None: those per channel have to act on the keys of a matrix."""
     channels = gates is not None and any(gates[g.name].shape[-1] > 1 for g in rule.gates if not g.vector)
     return "it needs gates per head or per key channel" if channels and not _on_keys(rule) else None
+
+
+def off_home(rule: Rule) -> str | None:
+    """Why `from_home` does not turn a rule into one that decays to zero, or None."""
+    own = isinstance(rule.bias, Erase) and rule.bias.along == "own"
+    return (
+        f"with {rule.retention} it needs Dot, L2 or Erase(along='key')" if rule.retention.to != "zero" and own else None
+    )
+
+
+def from_home(rule: Rule, home: Mapping[str, Tensor], erase: Tensor, v: Tensor) -> Tensor:
+    """The values [..., H, C, d_v] to which the memory W_0 + A at home in W_0 relates as A does to v, at home at zero:
+    v - W_0 e, e being what is erased, and v where nothing is. Outputs are W_0 q more.
+    """
+    return v - mv(home["w"], erase) if home and not isinstance(rule.bias, Dot) else v
 
 
 def step_size(rule: Rule, eta: Tensor, k: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from miras.layout import Layout
 from miras.memory import Linear
 from miras.retention import EuclideanRetention
 from miras.rule import Gates, Rule, State
+from miras.weights import mv
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("fla", "triton"))
 
@@ -151,8 +152,10 @@ def _unsuited(rule: Rule, channels: set[str]) -> str | None:
         return f"it has no kernel for {rule.algorithm} with window={rule.window}"
     if not isinstance(rule.bias, Dot | L2 | Erase) or rule.bias.clip:
         return f"it has no kernel for {rule.bias}"
-    if not isinstance(rule.retention, EuclideanRetention) or rule.retention.to != "zero":
-        return f"its kernels decay one side of the memory, to zero, not as {rule.retention}"
+    if not isinstance(rule.retention, EuclideanRetention):
+        return f"its kernels decay one side of the memory, not as {rule.retention}"
+    if reason := exact.off_home(rule):
+        return reason
     if rule.first_order and not isinstance(rule.bias, Dot):
         return "its derivative is of second order"
     if rule.read_at == "before":
@@ -198,6 +201,8 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
     """Same contract as the chunk engine's `run`."""
     kernel = _kernel(rule, _channels(rule, gates))
     x = _inputs(rule, {"q": q, "k": k, "v": v, **gates}, where)
+    q, e, v = (x[name].transpose(1, 2) for name in ("q", "erase", "v"))
+    x["v"] = exact.from_home(rule, state.home, e, v).transpose(1, 2)
     dtype, device = q.dtype, q.device.type
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
     arguments = kernel.arguments(rule, x | state.slow)
@@ -205,6 +210,8 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
     start = {argument: _turned(n, state.dual[n]) for n, argument in kernel.states}
     cu_seqlens = F.pad(where.count.cumsum(0), (1, 0)) if where.packed else None
     y, *ends = load(kernel.name)(**arguments, **start, output_final_state=True, cu_seqlens=cu_seqlens)
+    if state.home:
+        y = y.to(dtype) + mv(state.home["w"], q).transpose(1, 2)
     last = dict(zip(dict(kernel.states), ends, strict=True))
     dual = {n: _turned(n, last[n]) for n in state.dual}
     return y.to(dtype), replace(state, dual=dual, origin=dual)

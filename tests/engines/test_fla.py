@@ -31,6 +31,10 @@ def matrix(loss, gate, learner=None, **frame):
     return Rule(memory.Linear(), loss, gate, learner or algorithm.GradientDescent(), **frame)
 
 
+def homing(loss, **frame):
+    return replace(matrix(loss, retention.L2(to="initial"), **frame), memory=memory.Linear(start="learned"))
+
+
 DECAY, NONE = retention.L2(), retention.NoRetention()
 # Rule, gates per channel, the kernel.
 CASES = {
@@ -54,6 +58,9 @@ CASES = {
     "gated deltanet at the memory before": (matrix(bias.L2(), DECAY), False, "chunk_comba"),
     "kda at the memory before": (matrix(bias.L2(), DECAY), True, "chunk_dplr_delta_rule"),
     "kda, eta per channel": (matrix(bias.L2(), DECAY, gradient_at="decayed"), True, "chunk_dplr_delta_rule"),
+    "dot, to a home": (homing(bias.Dot()), False, "chunk_simple_gla"),
+    "gated deltanet to a home": (homing(bias.L2(), gradient_at="decayed"), False, "chunk_gated_delta_rule"),
+    "comba to a home": (homing(bias.Erase(along="key")), False, "chunk_comba"),
     "comba, nothing decays": (matrix(bias.Erase(along="key"), NONE), False, "chunk_comba"),
     "comba at the decayed memory": (
         matrix(bias.Erase(along="key"), DECAY, gradient_at="decayed"),
@@ -218,7 +225,7 @@ def test_the_kernels_have_these_arguments():
         (matrix(bias.L2(), DECAY, algorithm.Momentum()), "Momentum"),
         (matrix(bias.Huber(), DECAY), "Huber"),
         (matrix(bias.L2(clip=True), DECAY), "clip=True"),
-        (matrix(bias.L2(), retention.L2(to="initial")), "to zero"),
+        (matrix(bias.Erase(), retention.L2(to="initial")), "Erase(along='key')"),
         (variant("dfw"), "TwoSided"),
         (matrix(bias.L2(), DECAY, read_at="before"), "read after"),
         (matrix(bias.Dot(), DECAY, window=2), "window=2"),

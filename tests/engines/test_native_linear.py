@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import assert_same_states, call, draw_memory, draw_tokens, matrix
@@ -26,8 +28,14 @@ MORE = (
     matrix(bias.Erase(), retention.NoRetention(), read_at="before"),
     matrix(bias.Erase(along="key"), retention.L2(), channels=True),
     matrix(bias.Dot(), retention.L2(), channels=True, read_at="before"),
+    matrix(bias.L2(), retention.L2(to="initial"), start="learned", gradient_at="decayed"),
+    matrix(bias.L2(), retention.L2(to="initial"), channels=True, start="learned", read_at="before"),
+    matrix(bias.L2(), retention.NoRetention(to="initial"), algorithm.Implicit(), start="learned"),
+    matrix(bias.Dot(), retention.L2(to="initial"), start="learned"),
+    matrix(bias.Erase(along="key"), retention.L2(to="initial"), start="learned", gradient_at="decayed"),
 )
 DELTA = variants.gated_deltanet()
+HOME = replace(DELTA, memory=memory.Linear(start="learned"), retention=retention.L2(to="initial"))
 
 
 def problem(rule, time, channels=False, batch=2):
@@ -51,10 +59,11 @@ def test_it_is_the_token_loop(rule, channels, time):
     engines_agree(rule, tokens, rule.init(start, batch=2), {**tokens.named(), **start})
 
 
+@pytest.mark.parametrize("rule", [DELTA, HOME], ids=["to zero", "to a home"])
 @pytest.mark.parametrize("cuts", [(20,), (3, 40)], ids=str)
-def test_cut_anywhere(cuts):
-    tokens, start = problem(DELTA, 45)
-    assert_engine_is_the_loop("native", DELTA, tokens, DELTA.init(start, batch=2), {**tokens.named(), **start}, cuts)
+def test_cut_anywhere(cuts, rule):
+    tokens, start = problem(rule, 45)
+    assert_engine_is_the_loop("native", rule, tokens, rule.init(start, batch=2), {**tokens.named(), **start}, cuts)
 
 
 @pytest.mark.parametrize(
@@ -66,10 +75,11 @@ def test_cut_anywhere(cuts):
     ],
     ids=["right", "left", "pack"],
 )
-def test_padding_and_packs(options):
+@pytest.mark.parametrize("rule", [DELTA, HOME], ids=["to zero", "to a home"])
+def test_padding_and_packs(options, rule):
     packed = "cu_seqlens" in options
-    tokens, start = problem(DELTA, 80 if packed else 40, batch=1 if packed else 2)
-    assert_engine_is_the_loop_on(options, "native", DELTA, tokens, start)
+    tokens, start = problem(rule, 80 if packed else 40, batch=1 if packed else 2)
+    assert_engine_is_the_loop_on(options, "native", rule, tokens, start)
 
 
 def test_several_threads_share_the_sequences_and_heads():
@@ -140,8 +150,8 @@ def test_flops_are_those_of_the_formula():
     "rule, tokens, reason",
     [
         (Rule(memory.Linear(), bias.L2(), retention.L2(), algorithm.GradientDescent(), chunk=4), None, "chunk 1"),
-        (matrix(bias.Dot(), retention.TwoSided()).rule, None, "decay to zero"),
-        (matrix(bias.L2(), retention.L2(to="initial"), start="learned").rule, None, "decay to zero"),
+        (matrix(bias.Dot(), retention.TwoSided()).rule, None, "decay of one side"),
+        (matrix(bias.Erase(), retention.L2(to="initial"), start="learned").rule, None, "Erase(along='key')"),
         (matrix(bias.Dot(), retention.L2(), algorithm.Momentum()).rule, None, "gradient descent"),
         (DELTA, (torch.zeros(1, 4, 1, 24), torch.zeros(1, 4, 1, 16)), "a multiple of 16 up to 256, not of 24 and 16"),
     ],

@@ -22,6 +22,7 @@ from miras.gates import silence
 from miras.layout import Layout, grid
 from miras.retention import TwoSided
 from miras.rule import Gates, Rule, State
+from miras.weights import mv
 
 # Tokens between two states that are kept for the way back: so many that these take as much memory as queries and keys.
 TILE = 32
@@ -39,8 +40,10 @@ def reasons(rule: Rule, gates: Gates | None) -> Iterator[str]:
     if reason := exact.refuses(rule, gates):
         yield f"its kernel for a linear memory is one of the engine exact, and {reason}"
         return
-    if isinstance(rule.retention, TwoSided) or rule.retention.to == "initial":
-        yield f"its kernel for a linear memory is for a decay to zero, not {rule.retention}"
+    if isinstance(rule.retention, TwoSided):
+        yield f"its kernel for a linear memory is for a decay of one side, not {rule.retention}"
+    if reason := exact.off_home(rule):
+        yield f"its kernel is for linear memories, and {reason}"
     if not isinstance(rule.algorithm, GradientDescent | Implicit) or rule.window > 1:
         yield f"its kernel for a linear memory is for gradient descent and no window, not {rule.algorithm}"
     if reason := exact.off_keys(rule, gates):
@@ -54,6 +57,7 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
     queries, k, v = (cells.slots(x) for x in (q, k, v))
     eta = exact.step_size(rule, gates["eta"], k)
     start = in_order(cells, state.dual["w"])
+    v = exact.from_home(rule, state.home, gates.get("erase", k), v)
     given = (queries, k, v, eta, gates.get("log_alpha"), gates.get("erase"), gates.get("along"), start)
     kept = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
     own = isinstance(rule.bias, Erase) and rule.bias.along == "own"
@@ -63,6 +67,8 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
         y, end, *_ = linear_scan(
             *given, *programs, erasure, rule.gradient_at == "decayed", rule.read_at == "before", kept
         )
+    if state.home:
+        y = y + mv(state.home["w"], queries)
     dual = {"w": reassemble(cells, end, [])}
     return cells.tokens(y), replace(state, dual=dual, origin=dual)
 
