@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from miras.errors import UsageError, near
-from miras.experiments.ablations import exponents, parts, space, threshold
+from miras.experiments.ablations import exponents, home, parts, space, threshold
 from miras.experiments.context import context
 from miras.experiments.language_modelling import language_modelling
 from miras.experiments.needle import needle
@@ -17,7 +17,8 @@ from miras.experiments.plan import TextExperiment
 from miras.experiments.recall import recall, robustness
 
 EXPERIMENTS: Mapping[str, Callable[[Scale], Experiment]] = {
-    f.__name__: f for f in (language_modelling, needle, recall, robustness, parts, exponents, threshold, space, context)
+    f.__name__: f
+    for f in (language_modelling, needle, recall, robustness, parts, home, exponents, threshold, space, context)
 }
 
 

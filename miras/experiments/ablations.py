@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 from miras import bias, memory, retention
 from miras.algorithm import Momentum
 from miras.evaluate.tasks import Positions
 from miras.experiments.plan import Model, Scale, Sweeps, TextExperiment, model
+from miras.inputs import Inputs
 from miras.rule import Rule
-from miras.variants import memora, mneme, moneta, yaad
+from miras.variants import gated_deltanet, mamba2, memora, mneme, moneta, yaad
 
 YAAD, MONETA, MEMORA = yaad(), moneta(), memora()
 P = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
@@ -69,6 +71,27 @@ def threshold(scale: Scale) -> TextExperiment:
     changed = {name: model(replace(YAAD, bias=bias.Huber(delta=delta))) for delta, name in names.items()}
     claim = "Nothing: the paper leaves delta to the tokens, and does not say where it begins."
     return _ablation("The threshold of Yaad", claim, changed, "yaad", scale, {"delta": {"yaad": names}})
+
+
+def home(scale: Scale) -> TextExperiment:
+    """What a memory decays to: Gated DeltaNet, Mamba2 and Yaad at home at zero and at a learned memory."""
+    delta, normed = gated_deltanet(), Inputs(value="normed")
+    learned: dict[str, Any] = {"memory": memory.Linear(start="learned"), "retention": retention.L2(to="initial")}
+    homing = replace(delta, **learned)
+    changed = {
+        "gated_deltanet": model(delta),
+        "values normed": model(replace(delta, inputs=normed)),
+        "from a learned memory": model(replace(delta, memory=learned["memory"])),
+        "to a learned memory": model(homing),
+        "to a learned memory, values normed": model(replace(homing, inputs=normed)),
+        "to a learned memory, no retention": model(replace(homing, retention=retention.NoRetention(to="initial"))),
+        "mamba2": model("mamba2"),
+        "mamba2, to a learned memory": model(replace(mamba2(), **learned)),
+        "yaad, to zero": model(replace(YAAD, retention=retention.L2())),
+        "yaad": model(YAAD),
+    }
+    claim = "Nothing: the paper's memories decay to zero, as those of the linear RNNs that it compares them with."
+    return _ablation("What a memory decays to", claim, changed, "gated_deltanet", scale)
 
 
 def space(scale: Scale) -> TextExperiment:
