@@ -1,4 +1,4 @@
-"""Models of the literature, and one of our own, as points of the design space: constructors, no algorithm in here.
+"""Models of the literature, and two of our own, as points of the design space: constructors, no algorithm in here.
 
 `miras list` prints this table.
 """
@@ -191,6 +191,16 @@ def gated_deltanet() -> Rule:
     return _matrix(bias.L2(), retention.L2(), gradient_at="decayed")
 
 
+def homing_deltanet() -> Rule:
+    """Gated DeltaNet that starts from a learned memory and decays to it; in no paper.
+
+    W_t = W_0 + A_t with A_t = alpha_t A_{t-1} (I - eta_t k_t k_t^T) + eta_t (v_t - W_0 k_t) k_t^T: Gated DeltaNet on
+    what a learned linear map does not know of a value, so that the kernels of the one run the other.
+    """
+    rule = _matrix(bias.L2(), retention.L2(to="initial"), gradient_at="decayed")
+    return replace(rule, memory=memory.Linear(start="learned"))
+
+
 def kda() -> Rule:
     """M_t = M_{t-1} diag(alpha_t) (I - eta_t k_t k_t^T) + eta_t v_t k_t^T (Kimi Linear, arXiv 2510.26692)."""
     return _matrix(bias.L2(), retention.L2(), gradient_at="decayed", inputs=Inputs(alpha="channel", eta="head"))
@@ -260,6 +270,7 @@ VARIANTS = {
     "longhorn": Variant(longhorn, "arXiv 2407.14207"),
     "deltanet": Variant(deltanet, "arXiv 2406.06484"),
     "gated_deltanet": Variant(gated_deltanet, "arXiv 2412.06464"),
+    "homing_deltanet": Variant(homing_deltanet, "this library"),
     "delta_product": Variant(delta_product, "arXiv 2502.10297"),
     "kda": Variant(kda, "arXiv 2510.26692"),
     "comba": Variant(comba, "arXiv 2506.02475"),

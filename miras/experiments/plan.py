@@ -48,6 +48,9 @@ class Scale:
         return sorted(self.rates)[(len(self.rates) - 1) // 2]
 
 
+LINEAR = ("retnet", "mamba2", "deltanet", "gated_deltanet")
+"""The matrix memories that the paper compares its models with."""
+
 CLEAN = (("value", 0.0),)
 CORRUPTED = tuple((noise, rate) for noise in ("heavy", "inside", "value") for rate in RATES)
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from miras import bias, retention
-from miras.experiments.plan import Scale, TaskExperiment, model, models
+from miras.experiments.plan import LINEAR, Scale, TaskExperiment, model, models
 from miras.memory import MLP
 from miras.rule import Rule
 from miras.variants import deltanet, memora, mneme, moneta, yaad
-
-LINEAR = ("retnet", "mamba2", "deltanet", "gated_deltanet")
 
 
 def recall(scale: Scale) -> TaskExperiment:
@@ -29,7 +27,7 @@ def recall(scale: Scale) -> TaskExperiment:
         {
             **{name: model(_as_large_as_a_matrix(rule, training.dim, training.heads)) for name, rule in rules.items()},
             **{n: model(_as_large_as_a_matrix(rule, training.dim, wide), heads=wide) for n, rule in tokenwise.items()},
-            **{name: model(name, heads=1) for name in LINEAR},
+            **{name: model(name, heads=1) for name in (*LINEAR, "homing_deltanet")},
         },
         "mqar",
         task,

@@ -155,6 +155,14 @@ def gated_deltanet(x: Inputs) -> Result:
     return y, {"w": s.mT}
 
 
+def homing_deltanet(x: Inputs) -> Result:
+    """Home is a linear map: the memory learns what that does not know of a value, and answers the rest."""
+    home = x["w"]
+    known, answered = (torch.einsum("hvk,bthk->bthv", home, x[n]) for n in ("k", "q"))
+    y, memory = gated_deltanet(x | {"v": x["v"] - known, "w": torch.zeros_like(home)})
+    return y + answered, memory
+
+
 def kda(x: Inputs) -> Result:
     y, s = _call(
         *("kda", "naive_recurrent_kda", x["q"], x["k"], x["v"]),

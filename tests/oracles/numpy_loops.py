@@ -89,6 +89,17 @@ def gated_deltanet(w, k, v, eta, log_alpha):
     return np.exp(log_alpha) * w @ (np.eye(len(k)) - eta * outer(k, k)) + eta * outer(v, k)
 
 
+def homing_deltanet(x):
+    """Gated DeltaNet that decays to the memory it starts from."""
+    home = w = x["w"]
+    outputs = []
+    for t in range(len(x["q"])):
+        decayed = home + np.exp(x["log_alpha"][t]) * (w - home)
+        w = decayed + x["eta"][t] * outer(x["v"][t] - decayed @ x["k"][t], x["k"][t])
+        outputs.append(w @ x["q"][t])
+    return np.stack(outputs), {"w": w - home}
+
+
 @token_loop
 def kda(w, k, v, eta, log_alpha):
     """arXiv 2510.26692: every key channel decays, then the delta rule at the decayed memory."""
@@ -460,6 +471,18 @@ def lact(x, chunk, coefficients=LACT, eps=1e-5):
 
 LOOPS = (
     *("linear_attention", "gla", "hgrn2", "dfw", "deltanet", "gated_deltanet", "kda", "comba", "rwkv7", "longhorn"),
-    *("mamba2", "retnet", "delta_product", "momentum", "mesa", "attention", "titans", "yaad", "yaad_mixture", "moneta"),
+    *(
+        "homing_deltanet",
+        "mamba2",
+        "retnet",
+        "delta_product",
+        "momentum",
+        "mesa",
+        "attention",
+        "titans",
+        "yaad",
+        "yaad_mixture",
+        "moneta",
+    ),
     *("moneta_letter", "memora", "ttt_linear", "ttt_linear_of_fla", "ttt_mlp", "mneme", "atlas", "lact"),
 )

@@ -160,6 +160,13 @@ ORACLES = {
         "eta is beta, log_alpha is g; the error at the decayed memory",
         LOOPS["gated_deltanet"],
     ),
+    "homing_deltanet": Oracle(
+        "fla naive_recurrent_gated_delta_rule with v - W_0 k for v and W_0 q added, in float64",
+        fla_naive.homing_deltanet,
+        "q k v eta log_alpha w",
+        "as gated_deltanet; the initial memory is subtracted from what is returned",
+        LOOPS["homing_deltanet"],
+    ),
     "longhorn": Oracle(
         "a NumPy token loop",
         LOOPS["longhorn"],
