@@ -182,6 +182,23 @@ def test_explain(name):
         assert part in said
 
 
+@pytest.mark.parametrize(
+    ("name", "update"),
+    [
+        ("deltanet", "W_t = W_{t-1} - eta_t grad L(W_{t-1}; k_t, v_t)"),
+        ("gated_deltanet", "W_t = alpha_t W_{t-1} - eta_t grad L(alpha_t W_{t-1}; k_t, v_t)"),
+        (
+            "homing_deltanet",
+            "W_t = W_0 + alpha_t (W_{t-1} - W_0) - eta_t grad L(W_0 + alpha_t (W_{t-1} - W_0); k_t, v_t)",
+        ),
+        ("yaad", "W_t = W_0 + alpha_t (W_{t-1} - W_0) - eta_t grad L(W_chunk; k_t, v_t)"),
+        ("memora", "A_t = A_0 + alpha_t (A_{t-1} - A_0) - eta_t grad L(W_chunk; k_t, v_t), W_t = link(A_t)"),
+    ],
+)
+def test_explain_says_where_gradients_are_taken(name, update):
+    assert update in miras("explain", name).stdout.splitlines()[2]
+
+
 def test_explain_tells_chunks_and_reasons():
     said = miras("explain", "yaad", "--chunk", 64).stdout
     assert "chunk of 64 tokens" in said and "it is for chunk 1, the rule has chunk 64" in said

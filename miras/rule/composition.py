@@ -70,11 +70,13 @@ def formula(rule: Rule) -> str:
     a, keep = "W" if identity else "A", "alpha_t " if rule.retention.gates else ""
     if isinstance(rule.algorithm, LeastSquares):
         return ", ".join(rule.algorithm.law).replace("{keep}", keep)
-    at = "alpha_t W_{t-1}" if rule.gradient_at == "decayed" else "W_{t-1}" if rule.chunk == 1 else "W_chunk"
+    home = rule.retention.to == "initial" and keep
+    past = f"{a}_0 + {keep}({a}_{{t-1}} - {a}_0)" if home else f"{keep}{a}_{{t-1}}"
+    at = past if rule.gradient_at == "decayed" else "W_{t-1}" if rule.chunk == 1 else "W_chunk"
     grad = f"grad L({at}; k_t, v_t)"
     if isinstance(rule.bias, Erase):
-        past = f"({at}) e_t" if " " in at else f"{at} e_t"
-        grad = f"({past} - v_t) k_t^T" if rule.bias.along == "key" else f"({past} b_t^T - v_t k_t^T)"
+        asked = f"({at}) e_t" if " " in at else f"{at} e_t"
+        grad = f"({asked} - v_t) k_t^T" if rule.bias.along == "key" else f"({asked} b_t^T - v_t k_t^T)"
     if rule.window > 1:
         grad = f"sum_{{s = t-{rule.window - 1}..t}} gamma_s grad L({at}; k_s, v_s)"
     if rule.step_at == "chunk":
@@ -86,6 +88,4 @@ def formula(rule: Rule) -> str:
         rest.append(f"{rule.algorithm.steps} such steps a token")
     if rule.retention.law:
         return ", ".join([rule.retention.law.replace("{step}", step), *rest])
-    home = rule.retention.to == "initial" and keep
-    past = f"{a}_0 + {keep}({a}_{{t-1}} - {a}_0)" if home else f"{keep}{a}_{{t-1}}"
     return ", ".join([f"{a}_t = {past} - {step}", *rest, *([] if identity else ["W_t = link(A_t)"])])
