@@ -50,7 +50,10 @@ RESULTS = Path(__file__).parent / "results"
 KERNELS = ("fla", "triton")
 DEEP = ("yaad", "moneta", "memora")
 GATED = "yaad, SwiGLU"
-MATRIX = ("linear_attention", "retnet", "gla", "mamba2", "deltanet", "gated_deltanet", "kda", "comba", "rwkv7", "mesa")
+MATRIX = (
+    *("linear_attention", "retnet", "gla", "mamba2", "deltanet", "gated_deltanet", "homing_deltanet", "kda", "comba"),
+    *("rwkv7", "mesa"),
+)
 AT_TOKENS = "memora, token"
 OPERATIONS = (*DEEP, GATED, AT_TOKENS, "gated_deltanet", "kda")
 MODELS = (*DEEP, "gated_deltanet", "transformer")

@@ -59,7 +59,7 @@ CASES = {
     "kda at the memory before": (matrix(bias.L2(), DECAY), True, "chunk_dplr_delta_rule"),
     "kda, eta per channel": (matrix(bias.L2(), DECAY, gradient_at="decayed"), True, "chunk_dplr_delta_rule"),
     "dot, to a home": (homing(bias.Dot()), False, "chunk_simple_gla"),
-    "gated deltanet to a home": (homing(bias.L2(), gradient_at="decayed"), False, "chunk_gated_delta_rule"),
+    "homing_deltanet": (variant("homing_deltanet"), False, "chunk_gated_delta_rule"),
     "comba to a home": (homing(bias.Erase(along="key")), False, "chunk_comba"),
     "comba, nothing decays": (matrix(bias.Erase(along="key"), NONE), False, "chunk_comba"),
     "comba at the decayed memory": (

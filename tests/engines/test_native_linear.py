@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from cases import assert_same_states, call, draw_memory, draw_tokens, matrix
@@ -19,7 +17,18 @@ from miras.rule import Rule
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
 SIZE = {"heads": 2, "d_k": 16, "d_v": 32}
-PRESETS = ("linear_attention", "retnet", "gla", "mamba2", "deltanet", "gated_deltanet", "kda", "comba", "rwkv7")
+PRESETS = (
+    "linear_attention",
+    "retnet",
+    "gla",
+    "mamba2",
+    "deltanet",
+    "gated_deltanet",
+    "kda",
+    "comba",
+    "rwkv7",
+    "homing_deltanet",
+)
 MORE = (
     matrix(bias.L2(), retention.L2(), algorithm.Implicit(), start="learned"),
     matrix(bias.L2(), retention.L2(), algorithm.GradientDescent(steps=2), channels=True, gradient_at="decayed"),
@@ -28,14 +37,13 @@ MORE = (
     matrix(bias.Erase(), retention.NoRetention(), read_at="before"),
     matrix(bias.Erase(along="key"), retention.L2(), channels=True),
     matrix(bias.Dot(), retention.L2(), channels=True, read_at="before"),
-    matrix(bias.L2(), retention.L2(to="initial"), start="learned", gradient_at="decayed"),
     matrix(bias.L2(), retention.L2(to="initial"), channels=True, start="learned", read_at="before"),
     matrix(bias.L2(), retention.NoRetention(to="initial"), algorithm.Implicit(), start="learned"),
     matrix(bias.Dot(), retention.L2(to="initial"), start="learned"),
     matrix(bias.Erase(along="key"), retention.L2(to="initial"), start="learned", gradient_at="decayed"),
 )
 DELTA = variants.gated_deltanet()
-HOME = replace(DELTA, memory=memory.Linear(start="learned"), retention=retention.L2(to="initial"))
+HOME = variants.homing_deltanet()
 
 
 def problem(rule, time, channels=False, batch=2):
