@@ -70,7 +70,7 @@ FILE_STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "figure.facecolor": "white",
 }
-_LEGEND_COLUMNS = 3
+_LEGEND_COLUMNS = 3  # at most
 _LEAST_SPAN = 10.0  # highest over lowest value of a logarithmic axis
 _HEAT, _FULL = "#0072B2", 0.75  # of heat maps: the ink of the numbers reads on the fullest shade too
 _SHADES = 25
@@ -262,16 +262,27 @@ def _figure(
     draw: Callable[[Axes], None], legend: Sequence[tuple[str, Look]], name: str, label: str, height: float = 2.8
 ) -> str:
     """Return the SVG of one figure with a legend above it; no setting of matplotlib is left changed."""
-    rows = -(-len(legend) // _LEGEND_COLUMNS)
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(4.4, height + 0.17 * rows), layout="constrained")
+        figure = Figure(figsize=(4.4, height), layout="constrained")
         draw(figure.add_subplot())
         handles = [
             Line2D([], [], color=how.colour, linestyle=how.dash, marker=how.marker, label=text) for text, how in legend
         ]
         if handles:
-            figure.legend(handles=handles, loc="outside upper left", ncols=_LEGEND_COLUMNS)
+            rows = -(-len(handles) // _legend(figure, handles))
+            figure.set_figheight(height + 0.17 * rows)
         return _inline_svg(figure, name, escape(label))
+
+
+def _legend(figure: Figure, handles: Sequence[Line2D]) -> int:
+    """Put a legend above a figure and return its columns, as many as there is room for."""
+    for columns in range(_LEGEND_COLUMNS, 1, -1):
+        box = figure.legend(handles=handles, loc="outside upper left", ncols=columns)
+        if box.get_window_extent().width <= figure.bbox.width:
+            return columns
+        box.remove()
+    figure.legend(handles=handles, loc="outside upper left")
+    return 1
 
 
 def _inline_svg(figure: Figure, name: str, label: str) -> str:
