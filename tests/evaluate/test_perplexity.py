@@ -103,7 +103,7 @@ def test_positions_are_those_of_one_unbroken_text(trained, monkeypatch):
     by_hand = F.cross_entropy(logits.transpose(1, 2), tokens.view(3, 100)[:, 1:], reduction="none")
     torch.testing.assert_close(losses(model, tokens.view(3, 100), 7), by_hand, atol=1e-5, rtol=0)
     rows = measured(config, Positions(config.data, length=100, windows=3))
-    assert [(row["first"], row["last"]) for row in rows] == [
+    assert [(row["position"], row["last"]) for row in rows] == [
         *((1, 1), (2, 3), (4, 7), (8, 15), (16, 31), (32, 63), (64, 99))
     ]
     assert rows[-1]["loss"] == pytest.approx(by_hand[:, 63:99].mean().item(), abs=1e-5)

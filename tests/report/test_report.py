@@ -247,9 +247,7 @@ def test_figures_take_the_colours_of_the_page():
     assert svg.startswith("<svg") and "<title>" in svg and "aria-label" in svg
 
 
-@pytest.mark.parametrize(
-    ("name", "columns"), [("yaad", 3), ("gated_deltanet, 512", 2), ("a long name " * 4, 1)]
-)
+@pytest.mark.parametrize(("name", "columns"), [("yaad", 3), ("gated_deltanet, 512", 2), ("a long name " * 4, 1)])
 def test_a_legend_has_the_columns_that_there_is_room_for(name, columns):
     names = [f"{name} {i}" for i in range(6)]
     lines = [plots.Line(each, "line", (1, 2), (0.1, 0.2)) for each in names]

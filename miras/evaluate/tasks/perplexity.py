@@ -93,7 +93,7 @@ class Positions(LanguageTask):
     """Loss by position in one long text that is read without a break: length extrapolation, flat or not.
 
     `windows` stretches of `length` tokens of the held-out text are read side by side, each from a fresh state that is
-    carried on to its end. A line is the mean over the positions from `first` to `last` of all of them, by powers of
+    carried on to its end. A line is the mean over the positions from `position` to `last` of all of them, by powers of
     two; position 0 is the first token, which nothing predicts. A model that uses what it has read gets better along the
     lines, one that has forgotten it stays flat, and one that breaks beyond its training length shows where.
 
@@ -108,7 +108,7 @@ class Positions(LanguageTask):
     length: int = 16384
     windows: int = 4
 
-    level = ("first", "last")
+    level = ("position", "last")
     measures = ("bits_per_byte",)
     less = ("bits_per_byte",)
     seeded = False
