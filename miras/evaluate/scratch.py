@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import set_seed
 
@@ -140,13 +141,14 @@ def _noisy_values(layer: MirasLayer, noise: Tensor) -> RemovableHandle:
     """Add noise to the values of a layer, which are the last of what its convolution makes (attention has none)."""
     width = layer.values * layer.heads * layer.head_dim
 
-    def shake(made: Tensor) -> Tensor:
-        before, values = made.split([made.shape[-1] - width, width], -1)
-        return torch.cat([before, _noisy(values, noise)], -1)
+    def shake(module: nn.Module, given: Any, made: Any) -> Any:
+        del module, given
+        x, *rest = (made,) if layer.conv is None else made
+        before, values = x.split([x.shape[-1] - width, width], -1)
+        x = torch.cat([before, _noisy(values, noise)], -1)
+        return x if layer.conv is None else (x, *rest)
 
-    if layer.conv is None:
-        return layer.qkv.register_forward_hook(lambda module, given, made: shake(made))
-    return layer.conv.register_forward_hook(lambda module, given, made: (shake(made[0]), made[1]))
+    return (layer.qkv if layer.conv is None else layer.conv).register_forward_hook(shake)
 
 
 def _loss(model: MirasForCausalLM, examples: Examples) -> Tensor:
