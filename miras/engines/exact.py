@@ -81,15 +81,14 @@ def off_keys(rule: Rule, gates: Gates | None) -> str | None:
 
 def off_home(rule: Rule) -> str | None:
     """Why `from_home` does not turn a rule into one that decays to zero, or None."""
-    own = isinstance(rule.bias, Erase) and rule.bias.along == "own"
-    return (
-        f"with {rule.retention} it needs Dot, L2 or Erase(along='key')" if rule.retention.to != "zero" and own else None
-    )
+    if rule.retention.to == "zero" or not isinstance(rule.bias, Erase) or rule.bias.along == "key":
+        return None
+    return f"with {rule.retention} it needs Dot, L2 or Erase(along='key')"
 
 
 def from_home(rule: Rule, home: Mapping[str, Tensor], erase: Tensor, v: Tensor) -> Tensor:
-    """The values [..., H, C, d_v] to which the memory W_0 + A at home in W_0 relates as A does to v, at home at zero:
-    v - W_0 e, e being what is erased, and v where nothing is. Outputs are W_0 q more.
+    """The values [..., H, C, d_v] that A, which decays to zero, has to read so that the memory W_0 + A reads v: v less
+    W_0 e, e being what is erased; v where nothing is. What W_0 + A answers is W_0 q more.
     """
     return v - mv(home["w"], erase) if home and not isinstance(rule.bias, Dot) else v
 

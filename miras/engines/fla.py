@@ -201,8 +201,9 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
     """Same contract as the chunk engine's `run`."""
     kernel = _kernel(rule, _channels(rule, gates))
     x = _inputs(rule, {"q": q, "k": k, "v": v, **gates}, where)
-    q, e, v = (x[name].transpose(1, 2) for name in ("q", "erase", "v"))
-    x["v"] = exact.from_home(rule, state.home, e, v).transpose(1, 2)
+    if state.home:
+        q, erase, v = (x[name].transpose(1, 2) for name in ("q", "erase", "v"))
+        x["v"] = exact.from_home(rule, state.home, erase, v).transpose(1, 2)
     dtype, device = q.dtype, q.device.type
     low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
     arguments = kernel.arguments(rule, x | state.slow)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 from miras import bias, memory, retention
 from miras.algorithm import Momentum
@@ -12,7 +11,7 @@ from miras.evaluate.tasks import Positions
 from miras.experiments.plan import Model, Scale, Sweeps, TextExperiment, model
 from miras.inputs import Inputs
 from miras.rule import Rule
-from miras.variants import gated_deltanet, mamba2, memora, mneme, moneta, yaad
+from miras.variants import gated_deltanet, homing_deltanet, mamba2, memora, mneme, moneta, yaad
 
 YAAD, MONETA, MEMORA = yaad(), moneta(), memora()
 P = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
@@ -75,18 +74,16 @@ def threshold(scale: Scale) -> TextExperiment:
 
 def home(scale: Scale) -> TextExperiment:
     """What a memory decays to: Gated DeltaNet, Mamba2 and Yaad at home at zero and at a learned memory."""
-    delta, normed = gated_deltanet(), Inputs(value="normed")
-    learned: dict[str, Any] = {"memory": memory.Linear(start="learned"), "retention": retention.L2(to="initial")}
-    homing = replace(delta, **learned)
+    delta, homing, normed = gated_deltanet(), homing_deltanet(), Inputs(value="normed")
     changed = {
         "gated_deltanet": model(delta),
         "values normed": model(replace(delta, inputs=normed)),
-        "from a learned memory": model(replace(delta, memory=learned["memory"])),
+        "from a learned memory": model(replace(delta, memory=homing.memory)),
         "to a learned memory": model(homing),
         "to a learned memory, values normed": model(replace(homing, inputs=normed)),
         "to a learned memory, no retention": model(replace(homing, retention=retention.NoRetention(to="initial"))),
         "mamba2": model("mamba2"),
-        "mamba2, to a learned memory": model(replace(mamba2(), **learned)),
+        "mamba2, to a learned memory": model(replace(mamba2(), memory=homing.memory, retention=homing.retention)),
         "yaad, to zero": model(replace(YAAD, retention=retention.L2())),
         "yaad": model(YAAD),
     }
