@@ -193,3 +193,8 @@ class MirasLayer(nn.Module):
         y, inner = run(self.rule, q, k, v, gates, before, where=where, engine=engine)
         assert self.norm is not None and self.out_gate is not None
         return self.norm(y, self.out_gate(x).unflatten(-1, (self.heads, -1))), inner
+
+
+def layers_of(module: nn.Module) -> list[MirasLayer]:
+    """The sequence layers of a model, in order."""
+    return [part for part in module.modules() if isinstance(part, MirasLayer)]

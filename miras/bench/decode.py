@@ -18,7 +18,7 @@ from miras.bench.entries import autocast, build
 from miras.bench.memory import available
 from miras.bench.sizes import Sizes
 from miras.bench.timing import alternate
-from miras.layer import LayerState, MirasLayer
+from miras.layer import LayerState, layers_of
 
 CONTEXTS = (1024, 1_048_576)
 # Tokens that are really read first; a memory's state is then like any later one.
@@ -82,8 +82,7 @@ def at_context(state: Any, context: int) -> Any:
 
 def state_bytes(module: nn.Module, context: int) -> list[int]:
     """Bytes of the state of each layer by formula."""
-    layers = [m for m in module.modules() if isinstance(m, MirasLayer)]
-    return [m.rule.state_bytes(m.heads, m.head_dim, m.head_dim, context) for m in layers]
+    return [m.rule.state_bytes(m.heads, m.head_dim, m.head_dim, context) for m in layers_of(module)]
 
 
 def _input(sizes: Sizes, time: int) -> Tensor:

@@ -17,7 +17,7 @@ from miras.errors import Diverged, UsageError
 from miras.evaluate.tasks import Examples, SyntheticTask
 from miras.evaluate.tasks.base import IGNORE, Report, Row
 from miras.hf import MirasForCausalLM
-from miras.layer import MirasLayer
+from miras.layer import MirasLayer, layers_of
 from miras.train.config import TrainConfig, load_config
 from miras.train.optimizer import make_optimizer
 from miras.train.run import model_config
@@ -119,13 +119,13 @@ def _answers(model: MirasForCausalLM, examples: Examples) -> tuple[Tensor, Tenso
     """Logits [asked, V] and targets [asked]: an output layer of thousands of tokens is run only where one is asked."""
     inputs, targets = examples.inputs.to(model.device), examples.targets.to(model.device)
     x = model.get_input_embeddings()(inputs)
+    noise = None if examples.noise is None else examples.noise.to(x)
     with ExitStack() as hooks:
-        if examples.noise is not None and examples.inside:
-            for module in model.modules():
-                if isinstance(module, MirasLayer):
-                    hooks.enter_context(_noisy_values(module, examples.noise.to(x)))
-        elif examples.noise is not None:
-            x = _noisy(x, examples.noise.to(x))
+        if noise is not None and examples.inside:
+            for layer in layers_of(model):
+                hooks.enter_context(_noisy_values(layer, noise))
+        elif noise is not None:
+            x = _noisy(x, noise)
         hidden = model.model(inputs_embeds=x, use_cache=False).last_hidden_state
     asked = targets != IGNORE
     return model.lm_head(hidden[asked]), targets[asked]

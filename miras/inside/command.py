@@ -17,8 +17,9 @@ from miras.evaluate import load_model
 from miras.hf import MirasForCausalLM
 from miras.inside.page import coloured, recall_section, sections
 from miras.inside.recall import Recall, recall
-from miras.inside.record import Trace, layers, trace
+from miras.inside.record import Trace, trace
 from miras.inside.text import pieces
+from miras.layer import layers_of
 from miras.report.page import Page
 from miras.report.sections import plain
 from miras.report.text import counted
@@ -81,7 +82,7 @@ def look(
         # A copy of the span in the filler would be recalled in place of the one in question.
         around = _tokens(tokenizer, text.replace(span, "") if span else text)
         again = recall(model, _tokens(tokenizer, span), around, distances), span
-    mixers = [f"{i} {_short(layer.rule)}" for i, layer in enumerate(layers(model), 1)]
+    mixers = [f"{i} {_short(layer.rule)}" for i, layer in enumerate(layers_of(model), 1)]
     return Found(text[: offsets[-1][1]], pieces(text, offsets), mixers, trace(model, ids), again)
 
 

@@ -15,7 +15,7 @@ from miras.bias import Huber
 from miras.engines import Engine
 from miras.gates import GAMMA
 from miras.hf import MirasForCausalLM
-from miras.layer import MirasLayer
+from miras.layer import layers_of
 from miras.layout import Layout
 from miras.recurrence import recurrence
 from miras.rule import Gates, Rule, State, token
@@ -57,7 +57,7 @@ def trace(model: MirasForCausalLM, tokens: Tensor, piece: int = PIECE) -> Trace:
         tokens: int64 [T], at least two.
         piece: tokens taken at once, the state carried between.
     """
-    backbone, found = model.model.backbone, layers(model)
+    backbone, found = model.model.backbone, layers_of(model)
     rules = [i for i, layer in enumerate(found) if isinstance(layer.rule, Rule)]
     watch, cache, losses, before = _Watch(len(rules)), None, [], backbone.engine
     backbone.engine = Engine("watch", "the definition, with an eye on it", lambda rule, gates, device: None, watch)
@@ -72,11 +72,6 @@ def trace(model: MirasForCausalLM, tokens: Tensor, piece: int = PIECE) -> Trace:
     seen = dict(zip(rules, watch.seen, strict=True))
     recorded = tuple(_of_tokens(seen.get(i, {}), len(tokens)) for i in range(len(found)))
     return Trace(tokens.cpu(), torch.cat(losses).cpu(), recorded)
-
-
-def layers(model: MirasForCausalLM) -> list[MirasLayer]:
-    """The sequence layers of a model, in order."""
-    return [module for module in model.modules() if isinstance(module, MirasLayer)]
 
 
 class _Watch:

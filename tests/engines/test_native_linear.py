@@ -18,15 +18,7 @@ pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compile
 
 SIZE = {"heads": 2, "d_k": 16, "d_v": 32}
 PRESETS = (
-    "linear_attention",
-    "retnet",
-    "gla",
-    "mamba2",
-    "deltanet",
-    "gated_deltanet",
-    "kda",
-    "comba",
-    "rwkv7",
+    *("linear_attention", "retnet", "gla", "mamba2", "deltanet", "gated_deltanet", "kda", "comba", "rwkv7"),
     "homing_deltanet",
 )
 MORE = (

@@ -10,7 +10,8 @@ import miras.layer
 from miras.bias import Huber
 from miras.hf import MirasConfig, MirasForCausalLM
 from miras.inside import trace
-from miras.inside.record import _Watch, layers
+from miras.inside.record import _Watch
+from miras.layer import layers_of
 from miras.layout import layout
 from miras.recurrence import recurrence
 from miras.rule import token
@@ -109,7 +110,7 @@ def test_the_model_reads_as_ever_and_the_loss_is_the_cross_entropy():
 )
 def test_every_kind_of_rule_can_be_watched(name):
     model = make(variant(name))
-    assert layers(model)[0].rule == variant(name)
+    assert layers_of(model)[0].rule == variant(name)
     tokens = torch.randint(0, 257, (T,))
     (whole,), (cut,) = (trace(model, tokens, piece).layers for piece in (T, 5))
     assert {"surprise", "change", "distance"} <= set(whole)

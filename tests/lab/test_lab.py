@@ -281,7 +281,5 @@ def test_bad_input_is_a_paragraph_and_code_2(words, said):
 
 def test_a_file_with_several_rules_is_not_one_of_them(tmp_path):
     (tmp_path / "two.json").write_text(json.dumps({"model": "yaad,deltanet"}))
-    assert (
-        "yaad,deltanet: expected one rule for all layers, got 2"
-        in lab("outliers", tmp_path / "two.json", code=2).stderr
-    )
+    result = lab("outliers", tmp_path / "two.json", code=2)
+    assert "yaad,deltanet: expected one rule for all layers, got 2" in result.stderr

@@ -471,18 +471,7 @@ def lact(x, chunk, coefficients=LACT, eps=1e-5):
 
 LOOPS = (
     *("linear_attention", "gla", "hgrn2", "dfw", "deltanet", "gated_deltanet", "kda", "comba", "rwkv7", "longhorn"),
-    *(
-        "homing_deltanet",
-        "mamba2",
-        "retnet",
-        "delta_product",
-        "momentum",
-        "mesa",
-        "attention",
-        "titans",
-        "yaad",
-        "yaad_mixture",
-        "moneta",
-    ),
+    *("mamba2", "retnet", "delta_product", "momentum", "mesa", "attention", "titans", "yaad", "yaad_mixture", "moneta"),
     *("moneta_letter", "memora", "ttt_linear", "ttt_linear_of_fla", "ttt_mlp", "mneme", "atlas", "lact"),
+    "homing_deltanet",
 )
