@@ -1,6 +1,6 @@
 """What `miras` wants to reach on a CPU, and what was measured: benchmarks/results/cpu.md.
 
-    python benchmarks/targets.py --threads 1        # about a quarter of an hour
+    python benchmarks/targets.py --threads 1        # about half an hour
     python benchmarks/targets.py --quick --out -    # tiny sizes, for a check; its numbers mean nothing
 
 All entries of a part take turns in one run and medians are compared; peak memory is the median of three processes for
@@ -35,7 +35,7 @@ from miras.train.bar import Bar
 from miras.train.files import write_text
 
 RESULTS = Path(__file__).parent / "results" / "cpu.md"
-DEEP = ("yaad", "moneta", "memora")
+DEEP, PEER = ("yaad", "moneta", "memora"), "titans-pytorch"
 
 
 @dataclass(frozen=True)
@@ -147,40 +147,74 @@ def measure(
 def layers(scale: Scale, told: Callable[[str], None]) -> tuple[Measured, list[Target]]:
     """Whole layers, forward and backward, beside the peers."""
     large, small = scale.chunks
-    sizes, fine = scale.layer.with_(chunk=large), scale.layer.with_(chunk=small)
+    sizes = scale.layer.with_(chunk=large)
     cases = {
-        **{f"{name}": (name, sizes) for name in DEEP},
-        f"yaad, chunk {small}": ("yaad", fine),
+        **deep("", scale.layer, scale.chunks),
         "yaad, channel gates": ("yaad", sizes.with_(gates="channel")),
         "gated_deltanet": ("gated_deltanet", scale.layer),
         "transformer": ("transformer", scale.layer),
-        "titans-pytorch": ("titans-pytorch", sizes),
-        f"titans-pytorch, chunk {small}": ("titans-pytorch", fine),
         "transformers": ("transformers", scale.layer),
         "sdpa": ("sdpa", scale.layer),
     }
     seen = measure(cases, scale.rounds, told, list(cases) if scale.memory else ())
-    peer, finer, own = "titans-pytorch", f"titans-pytorch, chunk {small}", f"yaad, chunk {small}"
+    yaad = f"yaad, chunk {large}"
     return seen, [
-        Target(f"Yaad against titans-pytorch's NeuralMemory, chunk {large}: speed", seen.faster("yaad", peer), 2.0),
-        Target("the same: peak memory", seen.smaller("yaad", peer), 0.25, least=False),
-        Target(f"Yaad against titans-pytorch's NeuralMemory, chunk {small}: speed", seen.faster(own, finer), 10.0),
-        Target("the same: peak memory", seen.smaller(own, finer), 0.25, least=False),
-        Target(f"Yaad's fraction of the float32 ceiling, chunk {large}", seen.of_ceiling("yaad"), 0.45, unit="%"),
-        Target(f"Moneta's time against Yaad's, chunk {large}", seen.faster("yaad", "moneta"), 1.3, least=False),
-        Target(f"Memora's time against Yaad's, chunk {large}", seen.faster("yaad", "memora"), 1.3, least=False),
+        *against_titans(seen, {large: 2.0, small: 10.0}),
+        Target(f"Yaad's fraction of the float32 ceiling, chunk {large}", seen.of_ceiling(yaad), 0.45, unit="%"),
+        *(
+            Target(
+                f"{name.capitalize()}'s time against Yaad's, chunk {large}",
+                seen.faster(yaad, f"{name}, chunk {large}"),
+                1.3,
+                least=False,
+            )
+            for name in DEEP[1:]
+        ),
         Target(
             "Gated DeltaNet against transformers' in PyTorch: speed", seen.faster("gated_deltanet", "transformers"), 2.0
         ),
         Target("the same: peak memory", seen.smaller("gated_deltanet", "transformers")),
         Target(
             "Yaad with channel gates against head gates: time",
-            seen.faster("yaad", "yaad, channel gates"),
+            seen.faster(yaad, "yaad, channel gates"),
             2.0,
             least=False,
         ),
-        Target("Yaad against attention (SDPA between linear maps): speed", seen.faster("yaad", "sdpa")),
+        Target("Yaad against attention (SDPA between linear maps): speed", seen.faster(yaad, "sdpa")),
     ]
+
+
+def rounded(scale: Scale, told: Callable[[str], None]) -> tuple[Measured, list[Target]]:
+    """The same with bfloat16 operands, beside titans-pytorch in float32 and under the same autocast."""
+    large, small = scale.chunks
+    cases = deep(", bfloat16", scale.layer.with_(dtype="bfloat16"), scale.chunks)
+    cases |= {label: case for label, case in deep("", scale.layer, scale.chunks).items() if case[0] == PEER}
+    seen = measure(cases, scale.rounds, told)
+    return seen, against_titans(seen, {large: 3.0, small: 15.0}, ", bfloat16")
+
+
+def deep(kind: str, sizes: Sizes, chunks: Sequence[int]) -> dict[str, tuple[str, Sizes]]:
+    """The three and the peer at some chunks."""
+    return {
+        f"{name}{kind}, chunk {chunk}": (name, sizes.with_(chunk=chunk)) for chunk in chunks for name in (*DEEP, PEER)
+    }
+
+
+def against_titans(seen: Measured, bounds: Mapping[int, float], kind: str = "") -> list[Target]:
+    """Speed and peak memory of the three against the peer's in float32, with the bounds of speed by chunk; and speed
+    against the peer of the same kind, which is only stated.
+    """
+    targets = []
+    for chunk, bound in bounds.items():
+        for name in DEEP:
+            own, peer, alike = f"{name}{kind}, chunk {chunk}", f"{PEER}, chunk {chunk}", f"{PEER}{kind}, chunk {chunk}"
+            what = f"{name.capitalize()}{kind} against titans-pytorch's NeuralMemory, chunk {chunk}: speed"
+            targets.append(Target(what, seen.faster(own, peer), bound))
+            if kind:
+                targets.append(Target("the same, both under autocast", seen.faster(own, alike)))
+            else:
+                targets.append(Target("the same: peak memory", seen.smaller(own, peer), 0.25, least=False))
+    return targets
 
 
 def long(scale: Scale, told: Callable[[str], None]) -> tuple[Measured, list[Target]]:
@@ -269,7 +303,7 @@ def generating(scale: Scale, told: Callable[[str], None]) -> list[Target]:
 
 def page(parts: Sequence[Measured], decoded: list[dict[str, Any]], targets: list[Target], command: str) -> str:
     """The page of results."""
-    here, size = machine("cpu"), parts[0].cases["yaad"][1]
+    here, size = machine("cpu"), next(iter(parts[0].cases.values()))[1]
     model = next(iter(parts[-1].cases.values()))[1]
     cells = [
         (
@@ -286,7 +320,8 @@ def page(parts: Sequence[Measured], decoded: list[dict[str, Any]], targets: list
     return f"""# Targets on a CPU
 
 Layers: B = {size.batch}, T = {size.time:,}, D = {size.dim}, H = {size.heads}, float32, forward and backward, the whole
-layer. Models: `tiny`, D = {model.dim}, {model.layers} layers. A line with no target is only stated.
+layer; "bfloat16": parameters in float32 under autocast. Models: `tiny`, D = {model.dim}, {model.layers} layers. A line
+with no target is only stated.
 
 {table([target.row() for target in targets], ("", "target", "measured", "", ""))}
 
@@ -295,7 +330,8 @@ layer. Models: `tiny`, D = {model.dim}, {model.layers} layers. A line with no ta
 Medians of calls in turn; "spread" is the slowest less the fastest over the median. The ceiling is the rate of a float32
 matrix product of 1,024 x 1,024 x 1,024 between the calls of the same part ({ceilings} GFLOP/s); FLOPs are the useful
 ones by the formula of `miras/bench/flops.py`, what is computed again counts once. Peak memory: resident set of a
-process of its own over its size before the call, the median of three processes.
+process of its own over its size before the call, the median of three processes. The ceiling of cases in bfloat16 is
+that of a product in bfloat16.
 
 {table([row for part in parts for row in part.rows()], HEAD)}
 
@@ -326,9 +362,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Target]:
     scale = replace(QUICK if options.quick else FULL, memory=not options.no_memory)
     scale = replace(scale, rounds=1 if options.quick else options.rounds)
     with Bar("measured") as bar:
-        steps = Steps(bar, 200 if not options.quick else 100)
+        steps = Steps(bar, 300 if not options.quick else 150)
         parts, targets = [], []
-        for part in (layers, long, models):
+        for part in (layers, rounded, long, models):
             measured, found = part(scale, steps)
             parts.append(measured)
             targets += found

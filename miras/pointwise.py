@@ -1,8 +1,9 @@
 """The element-wise parts of a layer: the short convolution before its memory, the gated norm after it.
 
-On a CPU they are in C++ (`miras.engines.native.pointwise`). What is here is for GPUs, for other dtypes and head sizes
-and for CPUs without a compiler; on these it works on some tokens at a time, so few that the cache holds all that is
-between input and output. Nothing of that is kept for the way back, which computes it again.
+On a CPU they are in C++ (`miras.engines.native.pointwise`), in the dtype of the parameters: what autocast has rounded
+is not rounded again. What is here is for GPUs, for other dtypes and head sizes and for CPUs without a compiler; on
+these it works on some tokens at a time, so few that the cache holds all that is between input and output. Nothing of
+that is kept for the way back, which computes it again.
 """
 
 from __future__ import annotations
@@ -53,12 +54,15 @@ class ShortConv(nn.Module):
 
     def forward(self, x: Tensor, state: Tensor | None, where: Layout) -> tuple[Tensor, Tensor]:
         """x [B, T, C], the last width - 1 inputs of each sequence [N, width - 1, C] -> y [B, T, C], the next state."""
+        dtype = torch.promote_types(x.dtype, self.weight.dtype)
+        kernel = where.dense and native.runs(x.device, dtype, self.size)
+        x = x.to(dtype) if kernel else x
         if state is None:
             state = x.new_zeros(where.rows, self.width - 1, x.shape[-1])
         state = state.to(x.dtype)
         if where.dense:
             given = state, x, self.weight.to(x.dtype), self.unit, self.size, self.rest
-            y = native.short_conv(*given, EPS) if native.runs(x, self.size) else _Convolved.apply(*given)
+            y = native.short_conv(*given, EPS) if kernel else _Convolved.apply(*given)
             assert isinstance(y, Tensor)
             return y, torch.cat([state[:, where.length :], x[:, max(where.length - self.width + 1, 0) :]], 1)
         source = torch.cat([x.flatten(0, 1), state.flatten(0, 1)])
@@ -153,9 +157,9 @@ class GatedNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
         """x and g [B, T, H, d] -> y [B, T, H, d]."""
-        one_kind = x.dtype == gate.dtype == self.weight.dtype
-        if one_kind and native.runs(x, x.shape[-1]):
-            y = native.gated_norm(x, self.weight, gate, self.eps)
+        dtype = torch.promote_types(torch.promote_types(x.dtype, gate.dtype), self.weight.dtype)
+        if native.runs(x.device, dtype, x.shape[-1]):
+            y = native.gated_norm(x.to(dtype), self.weight.to(dtype), gate.to(dtype), self.eps)
         else:
             y = _GatedNorm.apply(x, self.weight, gate, self.eps)
         assert isinstance(y, Tensor)

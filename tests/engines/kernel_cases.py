@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from cases import assert_same, assert_same_states, call, draw_memory, draw_tokens
+from cases import assert_same, assert_same_states, call, draw_memory, draw_tokens, own
 from contract import EXACT, assert_same_results, result
 
 from miras.algorithm import GradientDescent, Momentum
@@ -105,3 +105,30 @@ def assert_threads_make_no_difference(rule, tokens, state, wrt):
         assert_same_results(result(rule, tokens, state, wrt, cotangents, "native"), one, "threads")
     finally:
         torch.set_num_threads(threads)
+
+
+def assert_rounds_like(plain, engine, device, rule, tokens, memory, slack=1e-3):
+    """In bfloat16 an engine's errors are at most twice those of a plain one under the same autocast: outputs, state and
+    gradients, `memory` being the arguments of `rule.init`.
+    """
+    exact = under_autocast(False, "recurrence", device, rule, tokens, memory)
+    others = [under_autocast(True, name, device, rule, tokens, memory) for name in (plain, engine)]
+    for n, x in exact.items():
+        size = x.square().mean().sqrt()
+        limit, error = ((y[n].double() - x).square().mean().sqrt() / size for y in others)
+        assert error <= 2 * limit + slack, f"{n}: {error:.2g}, the plain engine {limit:.2g}"
+
+
+def under_autocast(enabled, engine, device, rule, tokens, memory):
+    """Outputs, state and gradients, in float32 under autocast to bfloat16 or in float64."""
+    dtype = torch.float32 if enabled else torch.float64
+    tokens = tokens.map(lambda x: x.detach().to(device, dtype).requires_grad_())
+    weights, slow = ({n: x.detach().to(device, dtype).requires_grad_() for n, x in part.items()} for part in memory)
+    with torch.autocast(device, torch.bfloat16, enabled=enabled):
+        y, state = call(rule, tokens, rule.init(weights, slow, batch=2), engine=engine)
+    torch.manual_seed(0)
+    loss = sum((x * torch.randn(x.shape).to(x)).sum() for x in (y, *state.dual.values()))
+    wrt = {**tokens.named(), **weights, **slow}
+    grads = torch.autograd.grad(loss, list(wrt.values()), allow_unused=True, materialize_grads=True)
+    numbers = {n: x for n, x in own(state).items() if x.is_floating_point()}
+    return {"y": y, **numbers, **{f"to {n}": x for n, x in zip(wrt, grads, strict=True)}}

@@ -15,8 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cases import as_leaves, assert_same, assert_same_states, call, draw_memory, draw_tokens, own, steps
+from cases import as_leaves, assert_same, assert_same_states, call, draw_memory, draw_tokens, steps
 from contract import EXACT, result
+from kernel_cases import assert_rounds_like
 from oracles import fla_naive
 
 import miras
@@ -292,25 +293,6 @@ def test_on_a_gpu(name):
     """Errors in bfloat16 at most twice those of the plain engine under the same autocast, outputs and gradients."""
     rule, channels, _ = CASES[name]
     tokens = draw_with(rule, channels, time=200, d_k=64)
-    weights, slow = draw_memory(rule, d_k=64)
-    exact = run_on(rule, tokens, weights, slow, torch.float64, "recurrence")
-    plain = run_on(rule, tokens, weights, slow, torch.float32, "exact")
-    found = run_on(rule, tokens, weights, slow, torch.float32, "fla")
     # Mesa's kernel solves by conjugate gradients in float16.
     slack = 2e-2 if isinstance(rule.algorithm, algorithm.LeastSquares) else 1e-3
-    for n, x in exact.items():
-        size = x.square().mean().sqrt()
-        limit, error = ((y[n].double() - x).square().mean().sqrt() / size for y in (plain, found))
-        assert error <= 2 * limit + slack, f"{n}: {error:.2g}, the plain engine {limit:.2g}"
-
-
-def run_on(rule, tokens, weights, slow, dtype, engine):
-    """Outputs, state and gradients on the GPU; float32 under autocast."""
-    tokens = tokens.map(lambda x: x.to("cuda", dtype).requires_grad_())
-    weights, slow = ({n: w.to("cuda", dtype) for n, w in part.items()} for part in (weights, slow))
-    with torch.autocast("cuda", torch.bfloat16, enabled=dtype is torch.float32):
-        y, state = call(rule, tokens, rule.init(weights, slow, batch=2), engine=engine)
-    torch.manual_seed(0)
-    loss = (y * torch.randn(y.shape).to(y)).sum()
-    grads = torch.autograd.grad(loss, list(tokens.named().values()), allow_unused=True, materialize_grads=True)
-    return {"y": y, **own(state), **dict(zip(tokens.named(), grads, strict=True))}
+    assert_rounds_like("exact", "fla", "cuda", rule, tokens, draw_memory(rule, d_k=64), slack)

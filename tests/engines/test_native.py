@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import replace
 
 import pytest
 import torch
-from cases import call
+from cases import call, draw_memory, draw_tokens
 from kernel_cases import (
     GD,
     MOMENTARY,
@@ -16,6 +18,7 @@ from kernel_cases import (
     assert_engine_is_the_loop,
     assert_engine_is_the_loop_from_the_middle,
     assert_engine_is_the_loop_on,
+    assert_rounds_like,
     assert_threads_make_no_difference,
     problem,
 )
@@ -107,14 +110,35 @@ def test_several_threads_share_the_sequences_and_heads():
     assert_threads_make_no_difference(YAAD, tokens, state, {**tokens.named(), **weights})
 
 
-def test_under_autocast_it_computes_in_float32():
-    tokens, weights, slow = problem(YAAD, 8)
-    tokens = tokens.map(lambda x: x.float())
-    state = YAAD.init(*({n: x.float() for n, x in part.items()} for part in (weights, slow)), batch=2)
-    expected, _ = call(YAAD, tokens, state, engine="native")
+ROUNDED = {
+    "home": (replace(YAAD, memory=MLP(expansion=4), chunk=16), False),
+    "momentum, chunks that fill no tile": (replace(MOMENTARY, chunk=9), False),
+    "channel gates": (replace(YAAD, chunk=20), True),
+    "slopes": (Rule(MLP(expansion=3), L2(), KL(to="initial"), GD, chunk=32), False),
+    "few rows": (YAAD, False),
+}
+
+
+@pytest.mark.parametrize("rule, channels", ROUNDED.values(), ids=ROUNDED.keys())
+def test_under_autocast_it_rounds_as_the_plain_engine(rule, channels):
+    """Where the machine has no instructions for bfloat16 nothing is rounded, which is less."""
+    sizes = {"heads": 1, "d_k": 48}
+    tokens = draw_tokens(rule, time=70, channels=channels, **sizes)
+    assert_rounds_like("chunk", "native", "cpu", rule, tokens, draw_memory(rule, **sizes))
+
+
+def test_it_rounds_where_the_machine_multiplies_bfloat16():
+    rule = replace(YAAD, chunk=16)
+    tokens, *memory = problem(rule, 16)
+    weights, slow = ({n: x.float() for n, x in part.items()} for part in memory)
+    tokens = tokens.map(torch.Tensor.float)
+    expected, _ = call(rule, tokens, rule.init(weights, slow, batch=2), engine="native")
     with torch.autocast("cpu", torch.bfloat16):
-        y, after = call(YAAD, tokens, state, engine="native")
-    assert torch.equal(y, expected) and after.dual["w1"].dtype == torch.float32
+        y, after = call(rule, tokens, rule.init(weights, slow, batch=2), engine="native")
+    words = [build.compiler(), *build.FLAGS, "-dM", "-E", "-x", "c++", os.devnull]
+    macros = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert torch.equal(y, expected) == ("__AVX512BF16__" not in macros)
+    assert after.dual["w1"].dtype == torch.float32
 
 
 def test_nothing_is_kept_where_no_gradient_is_wanted():

@@ -89,10 +89,11 @@ def test_nan_stays_where_it_is_seen():
 
 
 def test_other_dtypes_and_sizes_are_left_to_torch():
-    assert pointwise.runs(torch.zeros(1), 64)
-    assert not pointwise.runs(torch.zeros(1, dtype=torch.bfloat16), 64)
-    assert not pointwise.runs(torch.zeros(1), 8) and not pointwise.runs(torch.zeros(1), 512)
-    assert not pointwise.runs(torch.zeros(1, device="meta"), 64)
+    cpu = torch.device("cpu")
+    assert pointwise.runs(cpu, torch.float32, 64)
+    assert not pointwise.runs(cpu, torch.bfloat16, 64)
+    assert not pointwise.runs(cpu, torch.float32, 8) and not pointwise.runs(cpu, torch.float32, 512)
+    assert not pointwise.runs(torch.device("meta"), torch.float32, 64)
 
 
 @pytest.mark.slow

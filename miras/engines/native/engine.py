@@ -40,8 +40,10 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
     programs = Programs.of(cells, where.rows, torch.int64, v.device)
     last = last_chunks(cells, start, where) if partial else None
     model, every = str(Model.of(rule, leaves)), _every(given, starts)
+    cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    rounded = cast and v.dtype == torch.float32  # autocast leaves float64 as it is
     with torch.autocast("cpu", enabled=False):
-        made = scan(*given, *programs, last, model, len(cells.sizes), every)
+        made = scan(*given, *programs, last, model, rounded, len(cells.sizes), every)
     y, *ends = made[:3]
     parts = {n: x.unbind(2) for n, x in zip(("w1", "w2"), ends, strict=True)}
     after = replace(start, dual={n: x[0] for n, x in parts.items()}, slots={n: x[1:] for n, x in parts.items()})

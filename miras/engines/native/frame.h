@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "links.h"
+#include "rounded.h"
 
 // What Python hands over; `scan.py` has the same fields in the same order.
 extern "C" {
@@ -15,6 +16,7 @@ struct Call {
     int64_t activation, norm, residual, clip, bias, link;
     int64_t alone;       // chunks are of one token, which reads with what it leaves
     int64_t first_order; // no cotangents go to the weights at which gradients are taken
+    int64_t rounded;     // operands of products are rounded to bfloat16, where the machine multiplies these
     double exponent, sharpness, q, unit1, unit2, constant1, constant2, rate1, rate2;
     const int64_t *first, *count, *last;
     // Tokens [M, H, C, .]; coefficients of updates [M, H, 1 + S, 1 + S + C, width], of reads [M, H, C, 1 + S + C] or,
@@ -65,6 +67,7 @@ class Frame {
     const Link link[2];
     Head head;
     Pool pool;
+    Couples couples{};
     int64_t sequence = 0, own = 0, chunk = 0; // of the program, and of the chunk that it is at
 
     explicit Frame(const Call &call)
@@ -75,7 +78,29 @@ class Frame {
           link{{Kind(call.link), real(call.q), real(call.unit1), real(call.constant1), d, hidden},
                {Kind(call.link), real(call.q), real(call.unit2), real(call.constant2), d, hidden}},
           head{d, bool(call.norm), bool(call.residual), bool(call.clip), Bias(call.bias), real(call.exponent),
-               real(call.sharpness), nullptr, nullptr} {}
+               real(call.sharpness), nullptr, nullptr} {
+        if (!call.rounded) return;
+        int64_t most = most_couples(std::max(C, d), std::max(C, hidden));
+        for (uint32_t **part : {&couples.left, &couples.right})
+            *part = reinterpret_cast<uint32_t *>(pool.take(most));
+    }
+
+    // The products of products.h, with operands as the call wants them. Of a few rows they stay as they are: to round a
+    // matrix would take as long as the product.
+    void outer(int64_t m, int64_t n, int64_t k, Entries a, Matrix b, Matrix out, bool add, Part part = ALL) const {
+#ifdef ROUNDS
+        if (call.rounded && m > HIGH) return rounded_outer(m, n, k, a, b, out, add, part, couples);
+#endif
+        ::outer(m, n, k, a, b, out, add, part);
+    }
+    void inner(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, real *out, bool add, real *room,
+               Part part = ALL) const {
+#ifdef ROUNDS
+        if (call.rounded && m > HIGH && n % STRIP == 0)
+            return rounded_inner(m, n, k, a, b, out, add, part, couples);
+#endif
+        ::inner(m, n, k, a, b, out, add, room, part);
+    }
 
     static void add(int64_t count, const real *from, real *to) {
         over(count, [&](int64_t j) { store(to + j, load(to + j) + load(from + j)); });

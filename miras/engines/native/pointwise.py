@@ -17,9 +17,9 @@ from miras.engines.native.scan import point
 SEGMENT = 128
 
 
-def runs(x: Tensor, size: int) -> bool:
-    """Whether the kernels are for such tensors, in heads of this size."""
-    return x.device.type == "cpu" and x.dtype in REAL and fits(size) and missing(x.dtype) is None
+def runs(device: torch.device, dtype: torch.dtype, size: int) -> bool:
+    """Whether the kernels compute there, in a dtype, for heads of this size."""
+    return device.type == "cpu" and dtype in REAL and fits(size) and missing(dtype) is None
 
 
 def _fields(sizes: str, numbers: str, tensors: str) -> Any:

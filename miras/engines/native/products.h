@@ -9,12 +9,19 @@
 // through memory without a jump, at which every other layout spends as much time as on arithmetic.
 constexpr int STRIP = 16, VECS = STRIP / LANES;
 
-// Tiles of sums, as large as there are registers for.
+// Tiles of sums, as large as there are registers for: TALL rows of SIDE strips for outer products.
 #if defined(__AVX512F__)
-constexpr int TALL = SINGLE ? 14 : 8, HIGH = 4, BROAD = 4;
+constexpr int TALL = 13, HIGH = 4, BROAD = 4;
 #else
 constexpr int TALL = 6, HIGH = 4, BROAD = 2;
 #endif
+constexpr int SIDE = VECS > 1 ? 1 : 2;
+
+// Rows of a tile, so that those of a matrix of m rows are about as tall.
+inline int64_t tile_rows(int64_t m, int64_t most) {
+    int64_t tiles = (m + most - 1) / most;
+    return (m + tiles - 1) / tiles;
+}
 
 // Entry (i, j) is at[i * row + j / STRIP * strip + j % STRIP].
 struct Matrix {
@@ -44,31 +51,33 @@ inline Entries turned(const real *at, int64_t width) { return {at, 1, width, STR
 // For the last two a must hold zeros where a token does not see another.
 enum Part { ALL, LOWER, UP_TO, FROM };
 
-template <int ROWS>
-inline void outer_tile(int64_t begin, int64_t end, Entries a, const real *b, int64_t b_row, real *out, int64_t row,
-                       bool add) {
-    vec sum[ROWS][VECS] = {};
+template <int ROWS, int STRIPS>
+inline void outer_tile(int64_t begin, int64_t end, Entries a, Matrix b, Matrix out, bool add) {
+    vec sum[ROWS][STRIPS * VECS] = {};
     for (int64_t p = begin; p < end;) {
         const real *strip = a.at + p / STRIP * a.strip;
         for (int64_t stop = std::min(end, (p / STRIP + 1) * STRIP); p < stop; p++) {
-            vec x[VECS];
-            for (int j = 0; j < VECS; j++) x[j] = load(b + p * b_row + j * LANES);
+            vec x[STRIPS * VECS];
+            for (int s = 0; s < STRIPS; s++)
+                for (int j = 0; j < VECS; j++) x[s * VECS + j] = load(b.at + p * b.row + s * b.strip + j * LANES);
             for (int i = 0; i < ROWS; i++)
-                for (int j = 0; j < VECS; j++) sum[i][j] += strip[i * a.row + p % STRIP * a.column] * x[j];
+                for (int j = 0; j < STRIPS * VECS; j++)
+                    sum[i][j] += strip[i * a.row + p % STRIP * a.column] * x[j];
         }
     }
     for (int i = 0; i < ROWS; i++)
-        for (int j = 0; j < VECS; j++) {
-            real *at = out + i * row + j * LANES;
-            store(at, add ? load(at) + sum[i][j] : sum[i][j]);
-        }
+        for (int s = 0; s < STRIPS; s++)
+            for (int j = 0; j < VECS; j++) {
+                real *at = out.at + i * out.row + s * out.strip + j * LANES;
+                vec found = sum[i][s * VECS + j];
+                store(at, add ? load(at) + found : found);
+            }
 }
 
-template <int ROWS>
-inline void outer_rows(int64_t rows, int64_t begin, int64_t end, Entries a, const real *b, int64_t b_row, real *out,
-                       int64_t row, bool add) {
-    if (rows == ROWS) return outer_tile<ROWS>(begin, end, a, b, b_row, out, row, add);
-    if constexpr (ROWS > 1) outer_rows<ROWS - 1>(rows, begin, end, a, b, b_row, out, row, add);
+template <int STRIPS, int ROWS = TALL>
+inline void outer_rows(int64_t rows, int64_t begin, int64_t end, Entries a, Matrix b, Matrix out, bool add) {
+    if (rows == ROWS) return outer_tile<ROWS, STRIPS>(begin, end, a, b, out, add);
+    if constexpr (ROWS > 1) outer_rows<STRIPS, ROWS - 1>(rows, begin, end, a, b, out, add);
 }
 
 // One row of it, strips side by side: a sum alone would wait for itself.
@@ -90,18 +99,28 @@ template <int STRIPS> inline int64_t outer_row(int64_t n, int64_t k, Entries a, 
     return strip * STRIP;
 }
 
-// out [m, n] = (out +) a b for a [m, k] and b [k, n], n a multiple of STRIP.
-inline void outer(int64_t m, int64_t n, int64_t k, Entries a, Matrix b, Matrix out, bool add, Part part = ALL) {
-    int64_t done = m == 1 && part == ALL && a.strip == STRIP * a.column ? outer_row<4>(n, k, a, b, out, add) : 0;
-    for (int64_t j = done / STRIP; j < n / STRIP; j++)
+// Tiles of so many strips each, from the strip j on; the strip after the last one.
+template <int STRIPS>
+inline int64_t outer_strips(int64_t j, int64_t m, int64_t n, int64_t k, Entries a, Matrix b, Matrix out, bool add,
+                            Part part) {
+    const int64_t tall = tile_rows(m, TALL);
+    for (; j + STRIPS <= n / STRIP; j += STRIPS)
         for (int64_t i = 0, rows; i < m; i += rows) {
-            rows = std::min<int64_t>(TALL, m - i);
+            rows = std::min(tall, m - i);
             if (part == LOWER && i + rows <= j * STRIP) continue;
             int64_t begin = part == FROM ? i : 0, end = part == UP_TO ? std::min(i + rows, k) : k;
             Entries here{a.at + i * a.row, a.row, a.column, a.strip};
-            real *to = out.at + i * out.row + j * out.strip;
-            outer_rows<TALL>(rows, begin, end, here, b.at + j * b.strip, b.row, to, out.row, add);
+            Matrix to{out.at + i * out.row + j * out.strip, out.row, out.strip};
+            outer_rows<STRIPS>(rows, begin, end, here, {b.at + j * b.strip, b.row, b.strip}, to, add);
         }
+    return j;
+}
+
+// out [m, n] = (out +) a b for a [m, k] and b [k, n], n a multiple of STRIP.
+inline void outer(int64_t m, int64_t n, int64_t k, Entries a, Matrix b, Matrix out, bool add, Part part = ALL) {
+    int64_t done = m == 1 && part == ALL && a.strip == STRIP * a.column ? outer_row<4>(n, k, a, b, out, add) : 0;
+    done = outer_strips<SIDE>(done / STRIP, m, n, k, a, b, out, add, part);
+    if constexpr (SIDE > 1) outer_strips<1>(done, m, n, k, a, b, out, add, part);
 }
 
 template <int ROWS, int COLUMNS>
@@ -145,12 +164,14 @@ inline void inner_rows(int64_t rows, int64_t n, int64_t k, Matrix a, Matrix b, r
 
 // b [n, k] turned to [k, n], by strips; both are multiples of STRIP.
 inline void turn(int64_t n, int64_t k, Matrix b, real *out) {
-    for (int64_t p = 0; p < k / STRIP; p++)
-        for (int64_t i = 0; i < n / STRIP; i++) {
-            const real *from = b.at + i * STRIP * b.row + p * b.strip;
-            real *to = out + (i * k + p * STRIP) * STRIP;
-            for (int64_t r = 0; r < STRIP; r++)
-                for (int64_t c = 0; c < STRIP; c++) to[r * STRIP + c] = from[c * b.row + r];
+    for (int64_t i = 0; i < n; i += LANES)
+        for (int64_t p = 0; p < k; p += LANES) {
+            const real *from = b.at + i * b.row + p / STRIP * b.strip + p % STRIP;
+            vec x[LANES];
+            for (int l = 0; l < LANES; l++) x[l] = load(from + l * b.row);
+            turn(x);
+            real *to = out + (i / STRIP * k + p) * STRIP + i % STRIP;
+            for (int l = 0; l < LANES; l++) store(to + l * STRIP, x[l]);
         }
 }
 

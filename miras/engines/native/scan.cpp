@@ -18,6 +18,9 @@
 //
 // For the way back a, p, the hidden layer that reads see, and narrow tensors are kept, and of the states one of every
 // few chunks, from which the others are computed again.
+//
+// Under autocast products round their operands to bfloat16 where the machine has instructions for it; all else, states
+// and sums too, is float32.
 
 #include <atomic>
 #include <thread>

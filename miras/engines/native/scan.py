@@ -28,7 +28,7 @@ RESULTS = ("y", "end1", "end2", "last1", "last2", *KEPT)
 # Numbers per token: of the bias' gate, of coefficients and of eta.
 WIDTHS = ("gate_width", "width", "eta_width")
 SIZES = ("chunks", "sequences", "heads", "tokens", "d", "hidden", "slots", *WIDTHS, "every", "threads")
-WORDS = ("activation", "norm", "residual", "clip", "bias", "link", "alone", "first_order")
+WORDS = ("activation", "norm", "residual", "clip", "bias", "link", "alone", "first_order", "rounded")
 NUMBERS = ("exponent", "sharpness", "q", "unit1", "unit2", "constant1", "constant2", "rate1", "rate2")
 COTANGENTS = tuple(f"from_{name}" for name in RESULTS[:5])
 GRADIENTS = tuple(f"to_{name}" for name in GIVEN)
@@ -46,14 +46,14 @@ class Call(ctypes.Structure):
     )
 
 
-def _call(model: str, every: int, tensors: Mapping[str, Tensor | None]) -> Call:
+def _call(model: str, rounded: bool, every: int, tensors: Mapping[str, Tensor | None]) -> Call:
     rule, k, start = Model.parse(model), tensors["k"], tensors["start1"]
     assert k is not None and start is not None
     sizes = (k.shape[0], start.shape[0], *k.shape[1:], start.shape[-1], start.shape[2] - 1)
     widths = [0 if (x := tensors[name]) is None else x.shape[-1] for name in ("gate", "write", "eta")]
     words = (
         *(ACTIVATIONS.index(rule.activation), rule.norm, rule.residual, rule.clip),
-        *(BIASES.index(rule.bias), LINKS.index(rule.link), rule.alone, rule.first_order),
+        *(BIASES.index(rule.bias), LINKS.index(rule.link), rule.alone, rule.first_order, rounded),
     )
     numbers = (rule.p, rule.sharpness, rule.q, rule.unit1, rule.unit2, rule.slope1, rule.slope2, rule.rate1, rule.rate2)
     return point(Call(*sizes, *widths, every, torch.get_num_threads(), *words, *numbers), tensors)
@@ -88,6 +88,7 @@ def scan(
     count: Tensor,
     last: Tensor | None,
     model: str,
+    rounded: bool,
     steps: int,
     every: int,
 ) -> list[Tensor]:
@@ -115,6 +116,7 @@ def scan(
         count: chunks of each sequence, int64 [N], not rising.
         last: a chunk of each sequence, int64 [N], if the duals are asked for that these find.
         model: what is computed, `str(Model)`.
+        rounded: operands of products are rounded to bfloat16, where the machine multiplies these.
         steps: chunks of the longest sequence.
         every: for the way back, the states of one of so many chunks are kept; 0 if there is none.
 
@@ -126,7 +128,7 @@ def scan(
     tensors = dict(zip(GIVEN, map(contiguous, given), strict=True))
     made = _empty(k, start1, start2, last, model, steps, every)
     where = {"first": first, "count": count, "last": last}
-    call = _call(model, every, where | tensors | dict(zip(RESULTS, made, strict=True)))
+    call = _call(model, rounded, every, where | tensors | dict(zip(RESULTS, made, strict=True)))
     library(k.dtype).scan_forwards(ctypes.byref(call))
     return made
 
@@ -153,7 +155,7 @@ def _empty(
 
 @scan.register_fake
 def _(queries: Any, k: Any, *rest: Any) -> Any:
-    return _empty(k, *rest[5:7], *rest[-4:])
+    return _empty(k, *rest[5:7], *rest[-5:-3], *rest[-2:])
 
 
 @torch.library.custom_op("miras::scan_backward", mutates_args=(), device_types="cpu")
@@ -163,6 +165,7 @@ def scan_backward(
     given: list[Tensor | None],
     where: list[Tensor],
     model: str,
+    rounded: bool,
     every: int,
 ) -> list[Tensor]:
     """The cotangents of `scan`'s tensors `given`, empty for those that are None, from those of its first five results,
@@ -176,7 +179,7 @@ def scan_backward(
     above = dict(zip(COTANGENTS, map(contiguous, cotangents), strict=True))
     made = {f"to_{n}": x for n, x in to.items()}
     placed = dict(zip(("first", "count", "last"), where, strict=False))
-    call = _call(model, every, placed | tensors | dict(zip(KEPT, kept, strict=True)) | above | made)
+    call = _call(model, rounded, every, placed | tensors | dict(zip(KEPT, kept, strict=True)) | above | made)
     library(kept[0].dtype).scan_backwards(ctypes.byref(call))
     to = {n: x.sum(0) if n in shared else x for n, x in to.items()}
     return [to[n] if n in to else kept[0].new_empty(0) for n in GIVEN]
@@ -188,7 +191,7 @@ def _(cotangents: Any, kept: Any, given: Any, *rest: Any) -> Any:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    *tensors, ctx.model, _, ctx.every = inputs
+    *tensors, ctx.model, ctx.rounded, _, ctx.every = inputs
     ctx.tensors = len(tensors)
     ctx.mark_non_differentiable(*output[5:])
     ctx.set_materialize_grads(False)  # or zeros of all that was kept come back
@@ -201,8 +204,8 @@ def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Tensor | None,
     given, where, kept = saved[: len(GIVEN)], saved[len(GIVEN) : ctx.tensors], saved[ctx.tensors :]
     above = [kept[0].new_zeros(s) if c is None else c for c, s in zip(cotangents[:5], ctx.shapes, strict=True)]
     placed = [x for x in where if x is not None]
-    to = torch.ops.miras.scan_backward(above, list(kept), list(given), placed, ctx.model, ctx.every)
-    return *(None if x is None else t for x, t in zip(given, to, strict=True)), *(None for _ in range(6))
+    to = torch.ops.miras.scan_backward(above, list(kept), list(given), placed, ctx.model, ctx.rounded, ctx.every)
+    return *(None if x is None else t for x, t in zip(given, to, strict=True)), *(None for _ in range(7))
 
 
 scan.register_autograd(_backward, setup_context=_save)
@@ -211,7 +214,7 @@ scan.register_autograd(_backward, setup_context=_save)
 @register_flop_formula(torch.ops.miras.scan)
 def _flops(q: Any, k: Any, *rest: Any, **_: Any) -> int:
     """Of a chunk's own tokens one sees half of them."""
-    (m, heads, size, d), start1, home, rule = k, rest[5], rest[9], Model.parse(rest[-3])
+    (m, heads, size, d), start1, home, rule = k, rest[5], rest[9], Model.parse(rest[-4])
     copies, hidden = start1[2], start1[-1]
     based = home is not None or rule.link != "identity"
     products = 3 + 2 * copies + 2 * (1 if rule.alone else copies + based)
@@ -219,9 +222,9 @@ def _flops(q: Any, k: Any, *rest: Any, **_: Any) -> int:
 
 
 @register_flop_formula(torch.ops.miras.scan_backward)
-def _(above: Any, kept: Any, given: Any, where: Any, model: str, every: Any, **_: Any) -> int:
+def _(above: Any, kept: Any, given: Any, where: Any, model: str, *rest: Any, **_: Any) -> int:
     """What is computed again does not count."""
     m, heads, size, d = given[1]
     # Of first order the weights of inner gradients have no cotangents, one for each of the three products they are in.
     less = 3 * 2 * m * heads * size * d * given[7][-1] if Model.parse(model).first_order else 0
-    return 2 * _flops(*given, None, None, None, model, 0, 0) - less
+    return 2 * _flops(*given, None, None, None, model, False, 0, 0) - less

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 using real = REAL;
 
@@ -45,14 +46,16 @@ inline real total(vec x) {
     return part[0];
 }
 
+// The lanes of two vectors that are named, those of the second from the vector's length on.
+#if defined(__clang__)
+#define MIX(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define MIX(type, a, b, ...) __builtin_shuffle(a, b, type{__VA_ARGS__})
+#endif
+
 // The totals of four vectors. Folded to four lanes each, they are added up side by side.
 typedef real quad __attribute__((vector_size(4 * sizeof(real))));
-#if defined(__clang__)
-#define MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
 typedef whole four __attribute__((vector_size(4 * sizeof(real))));
-#define MIX(a, b, ...) __builtin_shuffle(a, b, four{__VA_ARGS__})
-#endif
 
 inline quad fold(vec x) {
     constexpr int PARTS = LANES / 4;
@@ -68,9 +71,25 @@ inline void totals(const vec *x, real *out) {
         for (int i = 0; i < 4; i++) out[i] = total(x[i]);
     } else {
         quad a = fold(x[0]), b = fold(x[1]), c = fold(x[2]), d = fold(x[3]);
-        quad ab = MIX(a, b, 0, 4, 1, 5) + MIX(a, b, 2, 6, 3, 7), cd = MIX(c, d, 0, 4, 1, 5) + MIX(c, d, 2, 6, 3, 7);
-        quad sums = MIX(ab, cd, 0, 1, 4, 5) + MIX(ab, cd, 2, 3, 6, 7);
+        quad ab = MIX(four, a, b, 0, 4, 1, 5) + MIX(four, a, b, 2, 6, 3, 7);
+        quad cd = MIX(four, c, d, 0, 4, 1, 5) + MIX(four, c, d, 2, 6, 3, 7);
+        quad sums = MIX(four, ab, cd, 0, 1, 4, 5) + MIX(four, ab, cd, 2, 3, 6, 7);
         std::memcpy(out, &sums, sizeof sums);
+    }
+}
+
+// A square of vectors turned: squares of SIZE within squares of twice that size change places, small ones first.
+template <int SIZE, std::size_t... L> inline void exchange(vec &a, vec &b, std::index_sequence<L...>) {
+    vec above = MIX(ints, a, b, (L & SIZE ? L - SIZE + LANES : L)...);
+    b = MIX(ints, a, b, (L & SIZE ? L + LANES : L + SIZE)...);
+    a = above;
+}
+
+template <int SIZE = 1> inline void turn(vec *rows) {
+    if constexpr (SIZE < LANES) {
+        for (int i = 0; i < LANES; i++)
+            if (!(i & SIZE)) exchange<SIZE>(rows[i], rows[i + SIZE], std::make_index_sequence<LANES>());
+        turn<2 * SIZE>(rows);
     }
 }
 
