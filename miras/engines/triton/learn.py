@@ -51,10 +51,11 @@ def shapes(k: Tensor, gate: Tensor | None, rows: Tensor, starts: Sequence[Tensor
 def compiled_for(
     chunk: int, d: int, hidden: int, gate_width: int, row_width: int, model: Model, operand: tl.dtype
 ) -> dict[str, Any]:
-    """What a kernel is compiled for. Its tiles are as large as the registers of 8 warps take, hardly spilling: see
+    """What a kernel is compiled for. Its tiles are as large as the registers of 8 warps take: see
     `benchmarks/ahead_of_time.py`. With a gate there are more of them at a time.
     """
     tile = min(64, max(16, 1 << (chunk - 1).bit_length()))
+    few = d <= 64 or tile > 16  # registers, for matrices beside tokens
     return {
         "C": chunk,
         "LIMIT": chunk if chunk % tile else 0,
@@ -62,7 +63,7 @@ def compiled_for(
         "HIDDEN": hidden,
         "TILE": tile,
         "PART": 16,
-        "BLOCK": 16 if d < 64 or model.gated or (d > 64 and tile > 16 and model.slots) else 32,
+        "BLOCK": 16 if d < 64 or (few and (model.gated or (d > 64 and model.slots))) else 32,
         "GATE_WIDTH": gate_width,
         "ROW_WIDTH": row_width,
         "MODEL": model,

@@ -77,16 +77,16 @@ def through_update(
     """
     total = tl.zeros((TILE, D), to_state.dtype.element_ty)
     slot_total = tl.zeros((TILE, D), to_state.dtype.element_ty)
-    factor = tokens(narrow, t, LIMIT, D, D)
     for begin in tl.range(0, HIDDEN, BLOCK, disable_licm=True):
-        tile, to_tile = load(wide + at + begin, t, LIMIT), load(from_wide + at + begin, t, LIMIT)
         above = tl.load(to_state + at_state + begin * ACROSS)
-        total = add_product(total, tile, tl.trans(above), OPERAND)
-        to_tile = add_product(to_tile, tokens(coef, t, LIMIT, D, ROW_WIDTH) * factor, above, OPERAND)
+        total = add_product(total, load(wide + at + begin, t, LIMIT), tl.trans(above), OPERAND)
+        scaled = tokens(coef, t, LIMIT, D, ROW_WIDTH) * tokens(narrow, t, LIMIT, D, D)
+        to_tile = add_product(load(from_wide + at + begin, t, LIMIT), scaled, above, OPERAND)
         if MODEL.slots:
             above = tl.load(to_state + D * HIDDEN + at_state + begin * ACROSS)
-            slot_total = add_product(slot_total, tile, tl.trans(above), OPERAND)
-            to_tile = add_product(to_tile, tokens(coef + NEXT, t, LIMIT, D, ROW_WIDTH) * factor, above, OPERAND)
+            scaled = tokens(coef + NEXT, t, LIMIT, D, ROW_WIDTH) * tokens(narrow, t, LIMIT, D, D)
+            to_tile = add_product(to_tile, scaled, above, OPERAND)
+            slot_total = add_product(slot_total, load(wide + at + begin, t, LIMIT), tl.trans(above), OPERAND)
         save(to_wide + at + begin, to_tile, t, LIMIT)
     save_row(to_coef, tokens(narrow, t, LIMIT, D, D) * total, t, ADD, LIMIT, D, ROW_WIDTH)
     total *= tokens(coef, t, LIMIT, D, ROW_WIDTH)
@@ -188,8 +188,8 @@ def learn_back_kernel(
     MODEL: tl.constexpr,
     OPERAND: tl.constexpr,
 ):
-    """See `learn_backward`; `to_starts` hold the cotangents of the states at the end, `to_homes` zeros; scratch
-    [N, H, C (3 hidden + d)], with a gate 5 hidden.
+    """See `learn_backward`; `to_starts` hold the cotangents of the states at the end, `to_homes` and `to_affine` zeros;
+    scratch [N, H, C (3 hidden + d)], with a gate 5 hidden.
     """
     n, h, heads = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.num_programs(1)
     SUM: tl.constexpr = found[0].dtype.element_ty
@@ -197,9 +197,11 @@ def learn_back_kernel(
     COPIES: tl.constexpr = 1 + MODEL.slots
     ROWS: tl.constexpr = COPIES + C
     NEXT: tl.constexpr = ROWS * ROW_WIDTH
+    # Tokens at a time for the matrices' cotangents, which are many: fewer where registers are short.
+    SHORT: tl.constexpr = PART if D < 64 or (MODEL.slots and C > TILE) else TILE
     LAST: tl.constexpr = 1 + MODEL.gated  # W3, or W2 once more
-    # A loop over one tile that the compiler knows to be one, it dissolves; at d = 128 that takes more registers.
-    stop = length if D > 64 else C
+    # A loop over one tile that the compiler knows to be one, it dissolves; only at d = 64 that takes fewer registers.
+    stop = C if D == 64 else length
     tile, part = tl.arange(0, TILE), tl.arange(0, PART)
     c, hidden = tl.arange(0, D)[:, None], tl.arange(0, BLOCK)[None, :]
     at1, at2 = c * HIDDEN + hidden, hidden * D + c
@@ -215,22 +217,12 @@ def learn_back_kernel(
         to_state3 = to_starts[2] + own * COPIES * SIZE
         slopes_b, to_bs = to_zs, inners + 4 * C * HIDDEN
         to_zs = inners + 5 * C * HIDDEN
-    to_scale, to_shift = tl.zeros((1, D), SUM), tl.zeros((1, D), SUM)
     last = tl.load(count + n) - 1
     for back in tl.range(0, last + 1, disable_licm=True):
         i = last - back
         chunk = (tl.load(first + i) + n) * heads + h
-        here = chunk * COPIES * SIZE
-        if i == 0:
-            start1, start2, start3 = origins[0] + own * SIZE, origins[1] + own * SIZE, origins[LAST] + own * SIZE
-        else:
-            start1, start2, start3 = found[0] + here, found[1] + here, found[LAST] + here
-        s1a, s1b = statistics(start1, home1, 1, HIDDEN, D, HIDDEN, BLOCK, MODEL.unit1, MODEL)
-        s2a, s2b = statistics(start2, home2, D, 1, D, HIDDEN, BLOCK, MODEL.unit2, MODEL)
         k_here, left1_here, to_k_here = k + chunk * C * D, lefts[0] + chunk * C * D, to_k + chunk * C * D
         x_here, left2_here = x + chunk * C * HIDDEN, lefts[1] + chunk * C * HIDDEN
-        if MODEL.gated:
-            s3a, s3b = statistics(start3, home3, D, 1, D, HIDDEN, BLOCK, MODEL.unit2, MODEL)
         to_dual = chunk * COPIES * ROWS * ROW_WIDTH
         to_slot = to_dual + NEXT
         of_dual = to_dual + COPIES * ROW_WIDTH
@@ -268,6 +260,15 @@ def learn_back_kernel(
             tl.debug_barrier()
 
         # Through u2 and u3 to u1, and to a and b.
+        here = chunk * COPIES * SIZE
+        if i == 0:
+            start1, start2, start3 = origins[0] + own * SIZE, origins[1] + own * SIZE, origins[LAST] + own * SIZE
+        else:
+            start1, start2, start3 = found[0] + here, found[1] + here, found[LAST] + here
+        s1a, s1b = statistics(start1, home1, 1, HIDDEN, D, HIDDEN, BLOCK, MODEL.unit1, MODEL)
+        s2a, s2b = statistics(start2, home2, D, 1, D, HIDDEN, BLOCK, MODEL.unit2, MODEL)
+        if MODEL.gated:
+            s3a, s3b = statistics(start3, home3, D, 1, D, HIDDEN, BLOCK, MODEL.unit2, MODEL)
         along1 = tl.zeros((D,), SUM)  # <to_W1, W1> along the hidden axis
         for begin_t in tl.range(0, stop, TILE, disable_licm=True):
             t = begin_t + tile
@@ -305,6 +306,7 @@ def learn_back_kernel(
         tl.debug_barrier()
 
         # Through the loss.
+        to_scale, to_shift = tl.zeros((1, D), SUM), tl.zeros((1, D), SUM)
         for begin_t in tl.range(0, stop, PART, disable_licm=True):
             t = begin_t + part
             outer = tokens(z + chunk * C * D, t, LIMIT, D, D)
@@ -328,6 +330,12 @@ def learn_back_kernel(
             if GATE_WIDTH > 0:
                 to_gates = narrowed(to_gates, 1, GATE_WIDTH)
                 save_tokens(to_gate + chunk * C * GATE_WIDTH, t, to_gates, LIMIT, D, GATE_WIDTH)
+        if MODEL.norm:
+            to_scale += tl.trans(channels(to_affine[0] + own * D, D, D))
+            to_shift += tl.trans(channels(to_affine[1] + own * D, D, D))
+            tl.debug_barrier()
+            save_channels(to_affine[0] + own * D, tl.trans(to_scale), D, D)
+            save_channels(to_affine[1] + own * D, tl.trans(to_shift), D, D)
         tl.debug_barrier()
 
         # Through z to a and b, and to the keys.
@@ -373,8 +381,8 @@ def learn_back_kernel(
             to_w1, to_w2 = tl.zeros((D, BLOCK), SUM), tl.zeros((D, BLOCK), SUM)
             to_w3 = to_w2
             if not MODEL.first_order:
-                for begin_t in tl.range(0, stop, TILE, disable_licm=True):
-                    t = begin_t + tile
+                for begin_t in tl.range(0, stop, SHORT, disable_licm=True):
+                    t = begin_t + tl.arange(0, SHORT)
                     at = t[:, None] * HIDDEN + hidden
                     inner = load(inners + at + begin, t, LIMIT)
                     left1 = tokens(left1_here, t, LIMIT, D, D) / MODEL.rate1
@@ -419,6 +427,3 @@ def learn_back_kernel(
             save_channels(to_rows + to_slot, narrowed(of_10, 0, ROW_WIDTH), D, ROW_WIDTH)
             save_channels(to_rows + to_slot + ROW_WIDTH, narrowed(of_11, 0, ROW_WIDTH), D, ROW_WIDTH)
         tl.debug_barrier()
-    if MODEL.norm:
-        save_channels(to_affine[0] + own * D, tl.trans(to_scale), D, D)
-        save_channels(to_affine[1] + own * D, tl.trans(to_shift), D, D)

@@ -103,8 +103,6 @@ def learn_kernel(
     COPIES: tl.constexpr = 1 + MODEL.slots
     ROWS: tl.constexpr = COPIES + C
     LAST: tl.constexpr = 1 + MODEL.gated  # W3, or W2 once more
-    # A loop over one tile that the compiler knows to be one, it dissolves; at d = 128 that takes more registers.
-    stop = length if D > 64 else C
     tile, part = tl.arange(0, TILE), tl.arange(0, PART)
     c, hidden = tl.arange(0, D)[:, None], tl.arange(0, BLOCK)[None, :]
     at1, at2 = c * HIDDEN + hidden, hidden * D + c
@@ -129,7 +127,7 @@ def learn_kernel(
             s3a, s3b = statistics(start3, home3, D, 1, D, HIDDEN, BLOCK, MODEL.unit2, MODEL)
 
         # x, its derivatives by a and b where u2 and u3 will stand, and z.
-        for begin_t in tl.range(0, stop, TILE, disable_licm=True):
+        for begin_t in tl.range(0, length, TILE, disable_licm=True):
             t = begin_t + tile
             at = t[:, None] * HIDDEN + hidden
             keys = tokens(k_here, t, LIMIT, D, D)
@@ -154,7 +152,7 @@ def learn_kernel(
         tl.debug_barrier()
 
         # Tokens do not see each other: u1, of a few at a time.
-        for begin_t in tl.range(0, stop, PART, disable_licm=True):
+        for begin_t in tl.range(0, length, PART, disable_licm=True):
             t = begin_t + part
             u1 = surprise(
                 tokens(z_here, t, LIMIT, D, D),
@@ -171,33 +169,38 @@ def learn_kernel(
 
         # u2 and u3, and the states that the next chunk finds.
         update = rows + chunk * COPIES * ROWS * ROW_WIDTH
+        dual_row, slot_row = update + COPIES * ROW_WIDTH, update + (ROWS + COPIES) * ROW_WIDTH
         for begin in tl.range(0, HIDDEN, BLOCK, disable_licm=True):
             w1 = weight(full(start1, home1, at1 + begin, MODEL), s1a, s1b, MODEL.unit1, MODEL)
             new1, slot1 = _kept(found[0] + here, at1 + begin, update, D, ROWS, ROW_WIDTH, SIZE, MODEL)
             new2, slot2 = _kept(found[1] + here, at2 + begin * D, update, D, ROWS, ROW_WIDTH, SIZE, MODEL)
             if MODEL.gated:
                 new3, slot3 = _kept(found[2] + here, at2 + begin * D, update, D, ROWS, ROW_WIDTH, SIZE, MODEL)
-            for begin_t in tl.range(0, stop, TILE, disable_licm=True):
+            for begin_t in tl.range(0, length, TILE, disable_licm=True):
                 t = begin_t + tile
                 at = t[:, None] * HIDDEN + hidden
-                narrow1, narrow2 = tokens(left1_here, t, LIMIT, D, D), tokens(k_here, t, LIMIT, D, D)
+                narrow1 = tokens(left1_here, t, LIMIT, D, D)
                 to_x = product(narrow1, w1, OPERAND, SUM) / MODEL.rate1
                 u2 = to_x * load(left2_here + at + begin, t, LIMIT)
                 save(left2_here + at + begin, u2, t, LIMIT)
-                wide = load(x_here + at + begin, t, LIMIT)
-                coef = tokens(update + COPIES * ROW_WIDTH, t, LIMIT, D, ROW_WIDTH)
-                new1 = add_product(new1, tl.trans(coef * narrow1), wide, OPERAND)
-                new2 = add_product(new2, tl.trans(coef * narrow2), u2, OPERAND)
                 if MODEL.gated:
                     u3 = to_x * load(left3_here + at + begin, t, LIMIT)
                     save(left3_here + at + begin, u3, t, LIMIT)
-                    new3 = add_product(new3, tl.trans(coef * narrow2), u3, OPERAND)
+                wide = load(x_here + at + begin, t, LIMIT)
+                scaled = tokens(dual_row, t, LIMIT, D, ROW_WIDTH) * narrow1
+                new1 = add_product(new1, tl.trans(scaled), wide, OPERAND)
                 if MODEL.slots:
-                    coef = tokens(update + (ROWS + COPIES) * ROW_WIDTH, t, LIMIT, D, ROW_WIDTH)
-                    slot1 = add_product(slot1, tl.trans(coef * narrow1), wide, OPERAND)
-                    slot2 = add_product(slot2, tl.trans(coef * narrow2), u2, OPERAND)
+                    scaled = tokens(slot_row, t, LIMIT, D, ROW_WIDTH) * narrow1
+                    slot1 = add_product(slot1, tl.trans(scaled), wide, OPERAND)
+                scaled = tokens(dual_row, t, LIMIT, D, ROW_WIDTH) * tokens(k_here, t, LIMIT, D, D)
+                new2 = add_product(new2, tl.trans(scaled), u2, OPERAND)
+                if MODEL.gated:
+                    new3 = add_product(new3, tl.trans(scaled), u3, OPERAND)
+                if MODEL.slots:
+                    scaled = tokens(slot_row, t, LIMIT, D, ROW_WIDTH) * tokens(k_here, t, LIMIT, D, D)
+                    slot2 = add_product(slot2, tl.trans(scaled), u2, OPERAND)
                     if MODEL.gated:
-                        slot3 = add_product(slot3, tl.trans(coef * narrow2), u3, OPERAND)
+                        slot3 = add_product(slot3, tl.trans(scaled), u3, OPERAND)
             _leave(found[0] + there, at1 + begin, new1, slot1, SIZE, MODEL)
             _leave(found[1] + there, at2 + begin * D, new2, slot2, SIZE, MODEL)
             if MODEL.gated:

@@ -97,7 +97,7 @@ def tiling(kernel: Any, problem: Problem) -> Tiling:
     if problem.operand.primitive_bitwidth > 16:  # without matrix instructions
         rows, block, warps = 16, 16, 8
     elif kernel is read_forward:
-        rows = 32 if tokens > 64 else rows
+        rows = 32 if tokens > 64 and d > 32 else rows
         block = 32 if tokens <= 32 < d or d <= 64 == tokens else 16
     elif kernel is read_back_hidden and tokens != 64:
         rows, block = 32 if problem.gated and d <= 64 < tokens else rows, 16

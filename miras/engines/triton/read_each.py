@@ -31,8 +31,8 @@ from miras.retention import EuclideanRetention
 from miras.rule import Rule
 from miras.weights import Leaf
 
-# Entries of a tile, dual and slot together, as many as the registers of so many warps take: see
-# `benchmarks/ahead_of_time.py`. The hidden axis of one channel, at most.
+# Entries of a tile, dual and slot together, as many as the registers of so many warps take, half of them where each
+# channel has steps of its own: see `benchmarks/ahead_of_time.py`. The hidden axis of one channel, at most.
 TILE, WARPS, WIDEST = 4096, 8, 1024
 # Of the way back: tokens of a segment, about the root of a chunk, and programs, two for each multiprocessor of an H200.
 SEGMENT, PROGRAMS = 8, 264
@@ -65,7 +65,7 @@ class Problem:
         """That of some tensors."""
         (chunk, d_k), d_v, hidden = given.q.shape[-2:], given.left1.shape[-1], given.right1.shape[-1]
         copies, width = len(given.bases1), given.steps.shape[-1]
-        block = min(TILE // copies // hidden, d_k, d_v)
+        block = min(TILE // (copies if width == 1 else 2 * copies) // hidden, d_k, d_v)
         return cls(chunk, d_k, d_v, hidden, copies - 1, width, before, block, SEGMENT)
 
     @property
