@@ -11,12 +11,13 @@ from miras.evaluate.tasks import Positions
 from miras.experiments.plan import Model, Scale, Sweeps, TextExperiment, model
 from miras.inputs import Inputs
 from miras.rule import Rule
-from miras.variants import gated_deltanet, homing_deltanet, mamba2, memora, mneme, moneta, yaad
+from miras.variants import gated_deltanet, homing_deltanet, mamba2, memora, mneme, moneta, variant, yaad
 
 YAAD, MONETA, MEMORA = yaad(), moneta(), memora()
 P = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 Q = (2.0, 3.0, 4.0, 5.0)
 DELTA = (0.25, 0.5, 1.0, 2.0, 4.0)
+CHUNK = (4, 16, 64)
 
 
 def parts(scale: Scale) -> TextExperiment:
@@ -70,6 +71,15 @@ def threshold(scale: Scale) -> TextExperiment:
     changed = {name: model(replace(YAAD, bias=bias.Huber(delta=delta))) for delta, name in names.items()}
     claim = "Nothing: the paper leaves delta to the tokens, and does not say where it begins."
     return _ablation("The threshold of Yaad", claim, changed, "yaad", scale, {"delta": {"yaad": names}})
+
+
+def chunk(scale: Scale) -> TextExperiment:
+    """Tokens of a chunk, whose gradients are all taken at the memory before it."""
+    models = ("yaad", "moneta", "memora")
+    sweeps = {name: {size: name if size == 16 else f"{name}, chunk {size}" for size in CHUNK} for name in models}
+    changed = {label: model(variant(name, size)) for name, sizes in sweeps.items() for size, label in sizes.items()}
+    claim = "Nothing: chunks are 16 or 64 tokens, and which of them a table has is not said."
+    return _ablation("The chunk", claim, changed, "yaad", scale, {"chunk": sweeps})
 
 
 def home(scale: Scale) -> TextExperiment:

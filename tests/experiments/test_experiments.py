@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import reduce
 
 import pytest
 from small_run import write_text
@@ -145,7 +146,7 @@ def test_every_experiment_is_of_models_of_equal_size(name, scale):
     assert max(counts) < 1.03 * min(counts)
 
 
-@pytest.mark.parametrize("name", ["exponents", "threshold", "context"])
+@pytest.mark.parametrize("name", ["exponents", "threshold", "chunk", "context"])
 def test_what_models_are_drawn_against_is_what_they_differ_in(name):
     plan = experiment(name, "laptop")
     drawn = {model for curves in plan.sweeps.values() for models in curves.values() for model in models.values()}
@@ -153,8 +154,8 @@ def test_what_models_are_drawn_against_is_what_they_differ_in(name):
     for number, curves in plan.sweeps.items():
         for along in curves.values():
             found = [plan.models[n].fields.get("context") or plan.models[n].mixers[0] for n in along.values()]
-            axis = {"p": "bias", "q": "retention", "delta": "bias"}.get(number)
-            assert [x if axis is None else getattr(getattr(x, axis), number) for x in found] == list(along)
+            where = {"p": ("bias", "p"), "q": ("retention", "q"), "delta": ("bias", "delta"), "chunk": ("chunk",)}
+            assert [reduce(getattr, where.get(number, ()), x) for x in found] == list(along)
 
 
 @pytest.mark.parametrize("scale", SCALES)
