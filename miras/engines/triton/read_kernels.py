@@ -119,19 +119,19 @@ def _coefficient(coef, t, j: tl.constexpr, P: tl.constexpr):
 
 
 @triton.jit
-def _scores(a, b, t, s, D: tl.constexpr, P: tl.constexpr):
-    """Rows t of a times rows s of b, a few channels at a time: more take more registers."""
+def _scores(a, b, t, s, D: tl.constexpr, SOME: tl.constexpr, P: tl.constexpr):
+    """Rows t of a times rows s of b, some channels at a time: as many as there are registers for."""
     total = tl.full([t.shape[0], s.shape[0]], 0.0, P.sum)
-    for begin in range(0, D, 16):
-        d = begin + tl.arange(0, 16)
+    for begin in range(0, D, SOME):
+        d = begin + tl.arange(0, SOME)
         total = add_product(total, rows(a, t, d, D, P.limit), tl.trans(rows(b, s, d, D, P.limit)), P.operand)
     return total
 
 
 @triton.jit
-def _with_keys(of, m: tl.constexpr, t, s, P: tl.constexpr):
+def _with_keys(of, m: tl.constexpr, t, s, SOME: tl.constexpr, P: tl.constexpr):
     """Scores of queries t with the keys s of W2, or of W3 for m = 1, weighted."""
-    scores = _scores(of.q, of.keys[m], t, s, P.d_k, P)
+    scores = _scores(of.q, of.keys[m], t, s, P.d_k, SOME, P)
     scores *= _lower(of.coefs[m] + P.bases, t[:, None], s[None, :], P.bases + P.chunk, P)
     return operand(scores, P.operand)
 
@@ -159,9 +159,9 @@ def read_forward(given, y, z, heads, P: tl.constexpr, CUT: tl.constexpr):
     WIDTH: tl.constexpr = P.bases + P.chunk
     y, z, of = y + here * P.chunk * P.d_v, z + here * P.chunk * P.d_v, _of_chunk(given, here, P)
 
-    scores2 = _with_keys(of, 0, t, s, P)
+    scores2 = _with_keys(of, 0, t, s, 16, P)
     if P.gated:
-        scores3 = _with_keys(of, 1, t, s, P)
+        scores3 = _with_keys(of, 1, t, s, 16, P)
     queries = operand(tokens(of.q, t, P.limit, P.d_k, P.d_k), P.operand)
     scores1 = tl.full([CUT.rows, P.tokens], 0.0, P.sum)
     total = tl.full([CUT.rows, P.d_v], 0.0, P.sum)
@@ -219,9 +219,9 @@ def read_back_hidden(given, grad_y, z, between, to_affine, heads, P: tl.constexp
     save_tokens(grad_z, t, to_z, P.limit, P.d_v, P.d_v)
     to_scores1 = product(to_z, tl.trans(tokens(of.left1, s, P.limit, P.d_v, P.d_v)), P.operand, P.sum)
     to_scores1 = operand(to_scores1 * _lower(of.coef1 + P.bases, t[:, None], s[None, :], WIDTH, P), P.operand)
-    scores2 = _with_keys(of, 0, t, s, P)
+    scores2 = _with_keys(of, 0, t, s, min(P.d_k, 32), P)
     if P.gated:
-        scores3 = _with_keys(of, 1, t, s, P)
+        scores3 = _with_keys(of, 1, t, s, min(P.d_k, 32), P)
     queries = operand(tokens(of.q, t, P.limit, P.d_k, P.d_k), P.operand)
     for begin in range(0, P.hidden, CUT.block):
         h = begin + tl.arange(0, CUT.block)
@@ -312,7 +312,7 @@ def _factors_back(
     """
     WIDTH: tl.constexpr = P.bases + P.chunk
     tile = tokens(narrow, t, P.limit, D, D)
-    others = _scores(own, narrow, s, t, D, P)
+    others = _scores(own, narrow, s, t, D, 16 if P.tokens > 16 else min(D, 32), P)
     scores = _lower(scores, t[None, :], s[:, None], P.chunk, P)
     within = (t[None, :] < P.chunk) & (s[:, None] < P.chunk)
     tl.store(to_coef + P.bases + t[None, :] * WIDTH + s[:, None], scores * others, mask=within)
