@@ -157,9 +157,10 @@ class GatedNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
         """x and g [B, T, H, d] -> y [B, T, H, d]."""
-        dtype = torch.promote_types(torch.promote_types(x.dtype, gate.dtype), self.weight.dtype)
+        given = torch.promote_types(gate.dtype, self.weight.dtype)
+        dtype = torch.promote_types(x.dtype, given)
         if native.runs(x.device, dtype, x.shape[-1]):
-            y = native.gated_norm(x.to(dtype), self.weight.to(dtype), gate.to(dtype), self.eps)
+            y = native.gated_norm(x.to(dtype), self.weight.to(dtype), gate.to(dtype), self.eps).to(given)
         else:
             y = _GatedNorm.apply(x, self.weight, gate, self.eps)
         assert isinstance(y, Tensor)
