@@ -76,10 +76,12 @@ def threshold(scale: Scale) -> TextExperiment:
 def chunk(scale: Scale) -> TextExperiment:
     """Tokens of a chunk, whose gradients are all taken at the memory before it."""
     models = ("yaad", "moneta", "memora")
-    sweeps = {name: {size: name if size == 16 else f"{name}, chunk {size}" for size in CHUNK} for name in models}
-    changed = {label: model(variant(name, size)) for name, sizes in sweeps.items() for size, label in sizes.items()}
+    curves: dict[str, dict[float, str]] = {
+        name: {size: name if size == 16 else f"{name}, chunk {size}" for size in CHUNK} for name in models
+    }
+    changed = {curves[name][size]: model(variant(name, size)) for name in models for size in CHUNK}
     claim = "Nothing: chunks are 16 or 64 tokens, and which of them a table has is not said."
-    return _ablation("The chunk", claim, changed, "yaad", scale, {"chunk": sweeps})
+    return _ablation("The chunk", claim, changed, "yaad", scale, {"chunk": curves})
 
 
 def home(scale: Scale) -> TextExperiment:
