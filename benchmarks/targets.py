@@ -1,6 +1,6 @@
 """What `miras` wants to reach on a CPU, and what was measured: benchmarks/results/cpu.md.
 
-    python benchmarks/targets.py --threads 1        # about half an hour
+    python benchmarks/targets.py --threads 1        # about ten minutes
     python benchmarks/targets.py --quick --out -    # tiny sizes, for a check; its numbers mean nothing
 
 All entries of a part take turns in one run and medians are compared; peak memory is the median of three processes for

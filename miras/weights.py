@@ -79,6 +79,12 @@ class Cast(NamedTuple):
         return torch.autocast(self.device, self.dtype, self.enabled)
 
 
+def operand_dtype(x: Tensor) -> torch.dtype:
+    """What operands of products are rounded to where a tensor is: as autocast says, or the tensor's own dtype."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def matmul_add(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     """total + a b for batches of two axes, in one pass over the result where nothing has to be cast."""
     if total is None:

@@ -35,7 +35,7 @@ from miras.layout import Layout
 from miras.memory import Linear
 from miras.retention import EuclideanRetention
 from miras.rule import Gates, Rule, State
-from miras.weights import mv
+from miras.weights import mv, operand_dtype
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("fla", "triton"))
 
@@ -204,8 +204,7 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
     if state.home:
         q, erase, v = (x[name].transpose(1, 2) for name in ("q", "erase", "v"))
         x["v"] = exact.from_home(rule, state.home, erase, v).transpose(1, 2)
-    dtype, device = q.dtype, q.device.type
-    low = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+    dtype, low = q.dtype, operand_dtype(q)
     arguments = kernel.arguments(rule, x | state.slow)
     arguments = {n: a.to(low) if isinstance(a, Tensor) and n not in GATES else a for n, a in arguments.items()}
     start = {argument: _turned(n, state.dual[n]) for n, argument in kernel.states}

@@ -18,7 +18,7 @@ from miras.engines.unroll import Decay, all_coefficients, steps
 from miras.gates import hole
 from miras.layout import Layout, grid
 from miras.rule import Gates, Rule, State
-from miras.weights import Leaf
+from miras.weights import Leaf, operand_dtype
 
 
 def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:
@@ -40,8 +40,8 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
     programs = Programs.of(cells, where.rows, torch.int64, v.device)
     last = last_chunks(cells, start, where) if partial else None
     model, every = str(Model.of(rule, leaves)), _every(given, starts)
-    cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    rounded = cast and v.dtype == torch.float32  # autocast leaves float64 as it is
+    # Autocast leaves float64 as it is.
+    rounded = operand_dtype(v) == torch.bfloat16 and v.dtype == torch.float32
     with torch.autocast("cpu", enabled=False):
         made = scan(*given, *programs, last, model, rounded, len(cells.sizes), every)
     y, *ends = made[:3]

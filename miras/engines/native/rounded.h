@@ -100,7 +100,8 @@ inline CoupleEntries couple_left(int64_t m, int64_t k, Entries a, uint32_t *out)
 }
 
 template <int ROWS>
-inline void couples_tile(int64_t begin, int64_t end, CoupleEntries a, const uint32_t *b, real *out, int64_t row, bool add) {
+inline void couples_tile(int64_t begin, int64_t end, CoupleEntries a, const uint32_t *b, real *out, int64_t row,
+                         bool add) {
     __m512 sum[ROWS];
     for (int i = 0; i < ROWS; i++) sum[i] = first(add ? STRIP : 0, out + i * row);
     for (int64_t p = begin; p < end; p++) {
@@ -113,14 +114,14 @@ inline void couples_tile(int64_t begin, int64_t end, CoupleEntries a, const uint
 
 template <int ROWS>
 inline void couples_rows(int64_t rows, int64_t begin, int64_t end, CoupleEntries a, const uint32_t *b, real *out,
-                       int64_t row, bool add) {
+                         int64_t row, bool add) {
     if (rows == ROWS) return couples_tile<ROWS>(begin, end, a, b, out, row, add);
     if constexpr (ROWS > 1) couples_rows<ROWS - 1>(rows, begin, end, a, b, out, row, add);
 }
 
 // As `outer`, of b in couples.
 inline void couples_product(int64_t m, int64_t n, int64_t k, CoupleEntries a, const uint32_t *b, Matrix out, bool add,
-                          Part part) {
+                            Part part) {
     const int64_t count = (k + 1) / 2, tall = tile_rows(m, TALL);
     for (int64_t j = 0; j < n / STRIP; j++, b += count * STRIP)
         for (int64_t i = 0, rows; i < m; i += rows) {

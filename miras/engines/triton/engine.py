@@ -21,7 +21,7 @@ from miras.gates import hole
 from miras.layout import Layout, grid
 from miras.rule import Gates, Rule, State
 from miras.state import tensors
-from miras.weights import Outer
+from miras.weights import Outer, operand_dtype
 
 
 def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:
@@ -41,8 +41,6 @@ def _run(
     found = all_coefficients(rule, leaves, gates, cells.keep)
     own = [gates[g.name] for g in rule.bias.gates]
     start, keys = in_order(cells, state), cells.slots(k)
-    device = v.device.type
-    cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else v.dtype
     first, count = Programs.of(cells, where.rows, torch.int32, v.device)
     made = learn(
         keys,
@@ -56,7 +54,7 @@ def _run(
         first,
         count,
         str(Model.of(rule, leaves)),
-        str(cast).removeprefix("torch."),
+        str(operand_dtype(v)).removeprefix("torch."),
     )
     states, lefts, x = made[: len(leaves)], made[len(leaves) : -2], made[-2]
     before, after = (

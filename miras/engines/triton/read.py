@@ -36,7 +36,7 @@ from miras.engines.unroll import Learned, Read, read_weight
 from miras.memory import MLP, SwiGLU
 from miras.retention import EuclideanRetention
 from miras.rule import Rule
-from miras.weights import COLUMNS, ROWS, Leaf, Linearised, Unrolled, Weight
+from miras.weights import COLUMNS, ROWS, Leaf, Linearised, Unrolled, Weight, operand_dtype
 
 # -- operators of PyTorch ---------------------------------------------------------------------------------------------
 
@@ -245,9 +245,9 @@ def read(rule: Rule, leaves: dict[str, Leaf], learned: Learned, read: Read) -> T
         _terms(read_weight(rule, leaf, learned, n, read.coefficients[n]), read.coefficients[n])
         for n, leaf in leaves.items()
     )
-    slow, device = learned.before.slow, read.q.device.type
+    slow = learned.before.slow
     affine = [slow["norm_scale"], slow["norm_shift"]] if memory.norm else []
-    cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else w1.left.dtype
+    cast = operand_dtype(w1.left)
     given = Given(
         read.q, w1.coef, w1.left, w1.right,
         [w.right for w in inner], [w.coef for w in inner], [w.left for w in inner],
