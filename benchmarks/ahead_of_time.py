@@ -93,7 +93,9 @@ def variants(quick: bool) -> Iterator[Variant]:
         return
     for name in ("moneta", "memora", "titans"):
         yield Variant(f"{name}, SwiGLU", replace(variant(name, 64), memory=SwiGLU()), 64, 64)
-    yield Variant("yaad, channels", yaad, 64, 64, True)
+    for d, chunk in ((32, 64), (64, 64), (64, 128), (128, 64), (128, 128)):
+        yield Variant("yaad, channels", variant("yaad", chunk), d, chunk, True)
+    yield Variant("memora, channels", variant("memora", 64), 64, 64, True)
     yield Variant("titans, channels", variant("titans", 64), 64, 64, True)
     yield Variant("yaad, SwiGLU, channels", replace(yaad, memory=SwiGLU()), 64, 64, True)
     yield Variant("mirror link", replace(yaad, retention=Lq(link="mirror", to="initial")), 64, 64)

@@ -55,7 +55,8 @@ MATRIX = (
     *("rwkv7", "mesa"),
 )
 AT_TOKENS = "memora, token"
-OPERATIONS = (*DEEP, GATED, AT_TOKENS, "gated_deltanet", "kda")
+CHANNELS = "yaad, channels"
+OPERATIONS = (*DEEP, GATED, AT_TOKENS, CHANNELS, "gated_deltanet", "kda")
 MODELS = (*DEEP, "gated_deltanet", "transformer")
 Row = dict[str, Any]
 
@@ -94,7 +95,7 @@ _SHAPE = Sizes(
     dim=_340M.dim, heads=_340M.heads, layers=_340M.layers, vocab=32_000, chunk=64, dtype="bfloat16", level="model"
 )
 FULL = Scale(
-    checked=(*DEEP, GATED, AT_TOKENS, *MATRIX),
+    checked=(*DEEP, GATED, AT_TOKENS, CHANNELS, *MATRIX),
     check=Sizes(batch=2, time=200, dim=128, heads=2, chunk=64),
     op=_SHAPE.with_(batch=4, time=8192, level="layer"),
     model=_SHAPE,
@@ -105,7 +106,7 @@ FULL = Scale(
 )
 _TINY = Sizes(batch=1, time=24, dim=32, heads=2, layers=1, chunk=8, vocab=64, dtype="bfloat16")
 QUICK = Scale(
-    checked=("yaad", GATED, AT_TOKENS, "gla", "gated_deltanet"),
+    checked=("yaad", GATED, AT_TOKENS, CHANNELS, "gla", "gated_deltanet"),
     check=_TINY.with_(time=12),
     op=_TINY,
     model=_TINY.with_(level="model"),
@@ -155,11 +156,13 @@ class Results:
 
 
 def rule_called(name: str, chunk: int) -> Rule:
-    """A variant, or one with another memory, `GATED`, or with its link at every token, `AT_TOKENS`."""
+    """A variant, or one with another memory, `GATED`, its link at every token, `AT_TOKENS`, or gates per channel."""
     rule = variant(name.partition(", ")[0], chunk)
     assert isinstance(rule, Rule)
     if name == AT_TOKENS:
         return replace(rule, link_at="token")
+    if name == CHANNELS:
+        return replace(rule, inputs=replace(rule.inputs, alpha="channel"))
     return replace(rule, memory=SwiGLU()) if name == GATED else rule
 
 

@@ -357,8 +357,16 @@ class Decayed(NamedTuple):
         left, right, _ = self.grad
         y = self.bases.mv(x)
         if self.bases.axis == ROWS:
-            return y - decayed_sum(matmul(x, right.mT), self.eta * left, self.rows, self.log, self.diagonal)
-        return y - matmul(decayed_scores(x, self.eta * right, self.rows, self.log, self.diagonal), left)
+            return y - self.sums(matmul(x, right.mT), self.eta * left)
+        return y - matmul(self.scores(x, self.eta * right), left)
+
+    def scores(self, x: Tensor, right: Tensor) -> Tensor:
+        """`decayed_scores` under this decay."""
+        return decayed_scores(x, right, self.rows, self.log, self.diagonal)
+
+    def sums(self, scores: Tensor, left: Tensor) -> Tensor:
+        """`decayed_sum` under this decay."""
+        return decayed_sum(scores, left, self.rows, self.log, self.diagonal)
 
     def dense(self) -> Tensor:
         """[..., C, o, i], the C steps of which weigh as much as the state each."""

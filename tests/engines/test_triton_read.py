@@ -7,9 +7,9 @@ from cases import assert_same
 from torch.autograd import grad
 from torch.utils.flop_counter import FlopCounterMode
 
-from miras import algorithm, bias, memory, retention
+from miras import algorithm, bias, memory, retention, weights
 from miras.engines.triton import read as fused
-from miras.engines.triton import read_each
+from miras.engines.triton import read_decayed, read_each
 from miras.engines.unroll import Learned, Read, all_coefficients, linearised, read_chunks, steps
 from miras.rule import Rule, State
 from miras.weights import Outer
@@ -31,18 +31,19 @@ def draw(*shape):
 
 def problem(r: Rule, d_k=D, d_v=D, aligned=True, width=1):
     """Random chunks, with all that reads depend on as leaves: {name: tensor}, and what makes the arguments of them.
-    Coefficients are random numbers, or with a link at every token those of random gates.
+    Coefficients are random numbers; with a link at every token or with gates of some width those of random gates.
     """
     leaves, chunk = r.leaves(d_k, d_v), r.chunk
     given = {"q": F.normalize(draw(CHUNKS, HEADS, chunk, d_k), dim=-1).detach().requires_grad_()}
     bases = 1 + r.algorithm.slots
-    if r.link_at == "token" and not linear(r):
+    by_gates = width > 1 or not by_chunks(r)
+    if by_gates:
         for gate in r.retention.gates + r.algorithm.gates:
             part = torch.rand(CHUNKS, HEADS, chunk, width, dtype=torch.float64) / 2
             given[gate.name] = (-part if gate.name == "log_alpha" else part).requires_grad_()
     for n, leaf in leaves.items():
         shape = leaf.rows, leaf.cols
-        if r.link_at == "chunk" or linear(r):
+        if not by_gates:
             rows = draw(CHUNKS, HEADS, chunk, bases + chunk, 1).detach() / chunk
             rows[..., bases:, 0] = rows[..., bases:, 0].tril(0 if r.read_at == "after" else -1)
             given[f"rows {n}"] = rows.requires_grad_()
@@ -62,15 +63,19 @@ def problem(r: Rule, d_k=D, d_v=D, aligned=True, width=1):
     return leaves, given
 
 
-def linear(r: Rule) -> bool:
-    return isinstance(r.retention, retention.EuclideanRetention)
+def by_chunks(r: Rule) -> bool:
+    """Whether reads are linear in what a chunk has learned."""
+    return r.link_at == "chunk" or isinstance(r.retention, retention.EuclideanRetention)
+
+
+def at_tokens(r, leaves, learned, read, each):
+    """With one argument more than `read_chunks` has."""
+    return read_each.read(r, leaves, learned, read.q, each)
 
 
 def reader(r: Rule):
-    """What is tested: a function with the arguments of `read_chunks`, and whether it takes them."""
-    if r.link_at == "chunk" or linear(r):
-        return fused.read, fused.serves
-    return lambda *given: read_each.read(*given[:3], given[3].q, given[4]), lambda *given: read_each.serves(*given[:3])
+    """What is tested, and whether it takes the arguments that `read_chunks` has."""
+    return (fused.read, fused.serves) if by_chunks(r) else (at_tokens, lambda *given: read_each.serves(*given[:3]))
 
 
 def outputs(r: Rule, leaves, given, function):
@@ -86,10 +91,8 @@ def outputs(r: Rule, leaves, given, function):
     state = State(dual, slots, origin, torch.zeros(CHUNKS, dtype=torch.int64), of("home"), slow)
     factors = {n: Outer(given[f"left {n}"], given[f"right {n}"]) for n in leaves}
     links = linearised(r, leaves, origin, of("home")) if r.link_at == "chunk" else {}
-    rows, each = of("rows"), ()
-    if not rows:
-        rows = {n: c.read for n, c in all_coefficients(r, leaves, given, None).items()}
-        each = () if function is read_chunks else (steps(r, leaves["w1"], given, None),)
+    rows = of("rows") or {n: c.read for n, c in all_coefficients(r, leaves, given, None).items()}
+    each = (steps(r, leaves["w1"], given, None),) if function is at_tokens else ()
     return function(r, leaves, Learned(state, factors, links), Read(given["q"], rows), *each)
 
 
@@ -101,7 +104,11 @@ def both(r: Rule, leaves, given):
 def assert_same_reads(r: Rule, **more):
     leaves, given = problem(r, **more)
     assert outputs(r, leaves, given, reader(r)[1])
-    got, expected = both(r, leaves, given)
+    assert_same_results(r, given, *both(r, leaves, given))
+
+
+def assert_same_results(r, given, got, expected):
+    """Outputs of two functions, and their gradients by all that is given."""
     assert_same(got, expected, 1e-10, "y")
     u = torch.randn_like(expected)
     for name, a, b in zip(given, *(grad(y, list(given.values()), u) for y in (got, expected)), strict=True):
@@ -131,6 +138,41 @@ CASES = {
 @pytest.mark.parametrize("r", CASES.values(), ids=CASES)
 def test_reads_are_those_of_the_chunk_engine(r):
     assert_same_reads(r)
+
+
+CHANNELS = {
+    "identity": rule(),
+    "home, a chunk of 20": rule(gate=retention.L2(to="initial"), chunk=20),
+    "before, a chunk of 33": rule(read_at="before", chunk=33),
+    "no retention": rule(gate=retention.NoRetention()),
+    "KL": rule(gate=retention.KL(to="initial")),
+    "SwiGLU, Lq": rule(GATED, retention.Lq(to="initial"), chunk=17),
+}
+
+
+@pytest.mark.parametrize("r", CHANNELS.values(), ids=CHANNELS)
+def test_gates_per_channel(r):
+    leaves, given = problem(r, width=D)
+    assert not outputs(r, leaves, given, fused.serves)
+    assert_same_results(r, given, *(outputs(r, leaves, given, f) for f in (read_decayed.read, read_chunks)))
+
+
+@pytest.mark.parametrize("diagonal", [0, -1])
+def test_decays_of_many_orders_of_magnitude(diagonal):
+    """A token that forgets all but 1e-130, at the begin of the second block or within it, in some channels."""
+    log = torch.zeros(1, 1, 40, D, dtype=torch.float64)
+    log[..., 16, :4] = log[..., 21, :8] = log[..., 0, :] = -300.0
+    log = log.cumsum(-2)
+    rows = (log if diagonal == 0 else F.pad(log[..., :-1, :], (0, 0, 1, 0))).requires_grad_()
+    a, b, scores = draw(1, 1, 40, D), draw(1, 1, 40, D), draw(1, 1, 40, 40)
+    for name, x, y in (("decayed_scores", a, b), ("decayed_sum", scores, b)):
+        given = x, y, rows, log.requires_grad_()
+        got = getattr(read_decayed, name)(*given, diagonal, torch.float64)
+        expected = getattr(weights, name)(*given, diagonal)
+        assert_same(got, expected, 1e-13, name)
+        u = torch.randn_like(expected)
+        for n, ours, plain in zip("xyrl", grad(got, given, u), grad(expected, given, u), strict=True):
+            assert_same(ours, plain, 1e-13, f"{name}: {n}")
 
 
 AT_TOKENS = {
@@ -182,13 +224,14 @@ def test_gradients_that_are_expanded_and_float32():
             assert_same(a, b, 1e-4, name)
 
 
-def test_products_follow_autocast():
-    r = rule(gate=retention.L2(to="initial"))
-    leaves, given = problem(r)
+@pytest.mark.parametrize("width, function", [(1, fused.read), (D, read_decayed.read)], ids=["head", "channel"])
+def test_products_follow_autocast(width, function):
+    r = rule(gate=retention.L2(to="initial"), chunk=32)
+    leaves, given = problem(r, width=width)
     given = {n: x.detach().float().requires_grad_() for n, x in given.items()}
     exact = outputs(r, leaves, given, read_chunks)
     with torch.autocast("cpu", torch.bfloat16):
-        y = outputs(r, leaves, given, fused.read)
+        y = outputs(r, leaves, given, function)
     u = torch.randn_like(y)
     for a, b in zip(
         [y, *grad(y, list(given.values()), u)], [exact, *grad(exact, list(given.values()), u)], strict=True
@@ -208,6 +251,14 @@ def test_the_operator_is_one_of_pytorch():
     shared = [torch.randn(2, *shape).double().requires_grad_() for shape in (*[(16, 16)] * 3, (16,), (16,))]
     flat = [*of_w1, *of_others, *matrices, *shared]
     torch.library.opcheck(fused.fused, (flat, True, 1, True, True, "silu", torch.float64))
+
+
+def test_so_are_those_for_pairs_of_tokens():
+    (a, b), scores = (draw(1, 1, 5, D) for _ in range(2)), draw(1, 1, 5, 5)
+    log = (-torch.rand(1, 1, 5, D, dtype=torch.float64).cumsum(-2)).requires_grad_()
+    how = log, log, 0, torch.float64
+    torch.library.opcheck(read_decayed.decayed_scores, (a, b, *how))
+    torch.library.opcheck(read_decayed.decayed_sum, (scores, b, *how))
 
 
 def test_so_is_the_one_for_links_at_tokens():

@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from miras.engines.model import Model
 from miras.engines.programs import Programs, last_chunks, renewed, update_rows
 from miras.engines.ragged import in_order, reassemble
-from miras.engines.triton import read, read_each
+from miras.engines.triton import read, read_decayed, read_each
 from miras.engines.triton.learn import learn
-from miras.engines.unroll import Learned, Read, all_coefficients, linearised, read_chunks, steps
+from miras.engines.unroll import Learned, Read, all_coefficients, linearised, steps
 from miras.gates import hole
 from miras.layout import Layout, grid
 from miras.rule import Gates, Rule, State
@@ -76,8 +76,8 @@ def _run(
     if read_each.serves(rule, leaves, learned):
         y = read_each.read(rule, leaves, learned, queries.q, steps(rule, leaves["w1"], gates, cells.keep))
     else:
-        reader = read.read if read.serves(rule, leaves, learned, queries) else read_chunks
-        y = reader(rule, leaves, learned, queries)
+        reader = read if read.serves(rule, leaves, learned, queries) else read_decayed
+        y = reader.read(rule, leaves, learned, queries)
     return cells.tokens(y), reassemble(cells, after, [])
 
 
