@@ -30,7 +30,7 @@ def moneta(chunk: int = DEFAULT_CHUNK, letter: bool = False) -> Rule:
             which is stable at any length, values of the size of what the memory writes, and a small W1.
     """
     gate = retention.Lq(q=4.0, link="paper", to="zero" if letter else "initial")
-    return _deep(bias.Lp(p=3.0), gate, chunk, letter, spread=0.3)
+    return _deep(bias.Lp(p=3.0), gate, chunk, letter, memory.MLP(spread=0.3, eps=1e-3))
 
 
 def yaad(chunk: int = DEFAULT_CHUNK, letter: bool = False) -> Rule:
@@ -54,7 +54,7 @@ def memora(chunk: int = DEFAULT_CHUNK, letter: bool = False) -> Rule:
         letter: the paper's letter, as of `moneta`, with decay to the uniform simplex.
     """
     gate = retention.KL(to="zero" if letter else "initial")
-    return _deep(bias.L2(), gate, chunk, letter, spread=0.5)
+    return _deep(bias.L2(), gate, chunk, letter, memory.MLP(spread=0.45, eps=1e-2))
 
 
 def titans(chunk: int = DEFAULT_CHUNK) -> Rule:
@@ -133,12 +133,16 @@ def _deep(
     gate: retention.Retention,
     chunk: int,
     letter: bool = False,
+    net: memory.MLP = memory.MLP(),
     learner: Algorithm | None = None,
-    spread: float = 1.0,
 ) -> Rule:
-    """A rule of the paper's memory, with a small W1 where bias or retention allow only a small eta."""
-    net, inputs = memory.MLP(spread=1.0 if letter else spread), Inputs(value="own" if letter else "normed")
-    return Rule(net, loss, gate, learner or GradientDescent(rate="input"), chunk, inputs=inputs)
+    """A rule of the paper's memory; by its letter `net` is the plain one. Where bias or retention allow only a small
+    eta, it has a small W1, and LN more eps: what LN makes of keys for which hidden units are silent is fed back over
+    long sequences (`benchmarks/stability.py`).
+    """
+    inputs = Inputs(value="own" if letter else "normed")
+    learner = learner or GradientDescent(rate="input")
+    return Rule(memory.MLP() if letter else net, loss, gate, learner, chunk, inputs=inputs)
 
 
 def _matrix(loss: bias.Bias, gate: retention.Retention, learner: Algorithm | None = None, **frame: Any) -> Rule:

@@ -60,6 +60,7 @@ AXES = {
     "degree": (lambda: memory.Polynomial(degree=4), ["Polynomial", "1, 2 or 3", "4"]),
     "expansion": (lambda: memory.SwiGLU(expansion=0), ["SwiGLU", "expansion", "at least 1", "0"]),
     "layers": (lambda: memory.MLP(layers=0), ["layers", "at least 1", "0"]),
+    "eps": (lambda: memory.MLP(eps=0.0), ["eps", "more than 0", "0.0"]),
     "activation": (lambda: memory.MLP(activation="relu"), ["activation", "gelu", "silu", "'relu'"]),
     "rate": (lambda: algorithm.Momentum(rate="auto"), ["Momentum", "rate", "'none'", "'input'", "'auto'"]),
     "window": (lambda: miras.Attention(window=0), ["window", "at least 1", "None", "0"]),

@@ -92,7 +92,7 @@ DEEP = {
     ("moneta", False): ("moneta", "initial"),
     ("moneta", True): ("moneta_letter", "zero"),
     ("memora", False): ("memora", "initial"),
-    ("memora", True): ("memora", "zero"),
+    ("memora", True): ("memora_letter", "zero"),
     ("titans", False): ("titans", "initial"),
     ("mneme", False): ("mneme", "initial"),
 }

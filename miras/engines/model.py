@@ -24,6 +24,7 @@ class Model:
         gated: the memory is W1 (s(W3 k) (.) W2 k), and W3 is in all as W2; else it is W1 s(W2 k).
         activation: name of s.
         norm: LN behind the matrices.
+        eps: what it adds to the variance.
         residual: keys are added behind it.
         bias: name of the bias, see `bias.gradient`.
         p: exponent of the bias.
@@ -46,6 +47,7 @@ class Model:
     gated: bool
     activation: str
     norm: bool
+    eps: float
     residual: bool
     bias: str
     p: float
@@ -84,6 +86,7 @@ class Model:
             isinstance(memory, SwiGLU),
             memory.activation,
             memory.norm,
+            memory.eps,
             memory.residual,
             bias_name(rule),
             p,

@@ -13,17 +13,15 @@ from miras.errors import UsageError
 from miras.memory.base import Memory, Pullback
 from miras.weights import Weights
 
-NORM_EPS = 1e-5
-
 
 class Deep(Memory):
-    """M(W, x) = x + LN(core(W, x)). A final class has the fields `residual`, to add x, and `norm`, to apply LN.
-
-    The scale and shift of LN are slow parameters.
+    """M(W, x) = x + LN(core(W, x)). A final class has the fields `residual`, to add x, `norm`, to apply LN, and `eps`,
+    which LN adds to the variance. The scale and shift of LN are slow parameters.
     """
 
     residual: bool
     norm: bool
+    eps: float
 
     @abstractmethod
     def core(self, weights: Weights, x: Tensor) -> Tensor:
@@ -51,7 +49,7 @@ class Deep(Memory):
     def read(self, weights: Weights, x: Tensor, slow: Mapping[str, Tensor]) -> Tensor:
         y = self.core(weights, x)
         if self.norm:
-            y = F.layer_norm(y, y.shape[-1:], eps=NORM_EPS) * _row(slow["norm_scale"]) + _row(slow["norm_shift"])
+            y = F.layer_norm(y, y.shape[-1:], eps=self.eps) * _row(slow["norm_scale"]) + _row(slow["norm_shift"])
         return x + y if self.residual else y
 
     def vjp(self, weights: Weights, x: Tensor, slow: Mapping[str, Tensor]) -> tuple[Tensor, Pullback]:
@@ -63,7 +61,7 @@ class Deep(Memory):
         """x + LN(z), and the way back from it to z."""
         to_z: Callable[[Tensor], Tensor] = _same
         if self.norm:
-            z, to_z = _layer_norm(z, _row(slow["norm_scale"]), _row(slow["norm_shift"]))
+            z, to_z = _layer_norm(z, _row(slow["norm_scale"]), _row(slow["norm_shift"]), self.eps)
         return (x + z if self.residual else z), to_z
 
 
@@ -76,13 +74,13 @@ def _row(slow: Tensor) -> Tensor:
     return slow.unsqueeze(-2)
 
 
-def _layer_norm(z: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def _layer_norm(z: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """LN with its pullback: dz = (du - mean du - n mean(du n)) / std, du = scale u, n the normalised z.
 
     Both are PyTorch's fused operators, whose derivatives PyTorch knows too.
     """
     shape = z.shape[-1:]
-    n, mean, rstd = torch.native_layer_norm(z, shape, None, None, NORM_EPS)
+    n, mean, rstd = torch.native_layer_norm(z, shape, None, None, eps)
 
     def pullback(u: Tensor) -> Tensor:
         return torch.ops.aten.native_layer_norm_backward(

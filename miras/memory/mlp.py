@@ -35,6 +35,8 @@ class MLP(Deep):
         activation: "gelu", "gelu_tanh" (its approximation by tanh, TTT's) or "silu".
         residual: add x.
         norm: apply LN.
+        eps: what LN adds to the variance. For a key at which all hidden units are silent LN is of next to nothing, and
+            nothing else bounds its derivative 1 / sqrt(variance + eps).
         spread: size of the initial W1.
         bias: every matrix has a last column that a constant 1 is the input of, a bias that is learned with the rest.
     """
@@ -44,12 +46,15 @@ class MLP(Deep):
     activation: Literal["gelu", "gelu_tanh", "silu"] = "gelu"
     residual: bool = True
     norm: bool = True
+    eps: float = 1e-5
     spread: float = 1.0
     bias: bool = False
 
     def __post_init__(self) -> None:
         if self.layers < 1 or self.expansion < 1:
             raise UsageError(f"MLP: layers and expansion must be at least 1, got {self.layers} and {self.expansion}.")
+        if not self.eps > 0:
+            raise UsageError(f"MLP: eps must be more than 0, got {self.eps}.")
         if not 0 < self.spread <= 1:
             raise UsageError(f"MLP: spread must be more than 0 and at most 1, got {self.spread}.")
         if self.activation not in ACTIVATIONS:

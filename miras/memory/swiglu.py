@@ -31,6 +31,7 @@ class SwiGLU(Deep):
     """
 
     activation: ClassVar[str] = "silu"
+    eps: ClassVar[float] = 1e-5
 
     expansion: int = 2
     residual: bool = True

@@ -119,7 +119,7 @@ def assert_same_results(r, given, got, expected):
 
 CASES = {
     "identity": rule(),
-    "home": rule(gate=retention.L2(to="initial")),
+    "home": rule(memory.MLP(eps=0.1), retention.L2(to="initial")),
     "momentum": rule(learner=algorithm.Momentum(), gate=retention.L2(to="initial")),
     "before": rule(read_at="before"),
     "gelu_tanh, no norm": rule(memory.MLP(activation="gelu_tanh", norm=False)),
@@ -176,7 +176,7 @@ def test_decays_of_many_orders_of_magnitude(diagonal):
 
 
 AT_TOKENS = {
-    "KL": (rule(memory.MLP(expansion=2), retention.KL(to="initial"), chunk=5, link_at="token"), {}),
+    "KL": (rule(memory.MLP(expansion=2, eps=0.1), retention.KL(to="initial"), chunk=5, link_at="token"), {}),
     "KL, momentum": (rule(gate=retention.KL(), learner=algorithm.Momentum(), chunk=3, link_at="token"), {"width": D}),
     "Lq": (rule(memory.MLP(expansion=1, norm=False), retention.Lq(to="initial"), chunk=5, link_at="token"), {}),
     "Lq, mirror": (
@@ -250,7 +250,7 @@ def test_the_operator_is_one_of_pytorch():
     matrices = [new(16, 16) for _ in range(3)]
     shared = [torch.randn(2, *shape).double().requires_grad_() for shape in (*[(16, 16)] * 3, (16,), (16,))]
     flat = [*of_w1, *of_others, *matrices, *shared]
-    torch.library.opcheck(fused.fused, (flat, True, 1, True, True, "silu", torch.float64))
+    torch.library.opcheck(fused.fused, (flat, True, 1, True, True, "silu", 1e-5, torch.float64))
 
 
 def test_so_are_those_for_pairs_of_tokens():

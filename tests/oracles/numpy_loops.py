@@ -230,9 +230,16 @@ def linear_memory(w, x, key):
     return w["w"] @ key
 
 
-def mlp(w, x, key):
-    """Arxiv 2504.13173, section 5.4."""
-    return key + layer_norm(w["w1"] @ gelu(w["w2"] @ key), x, 1e-5)
+def mlp_with(eps):
+    """Arxiv 2504.13173, section 5.4, which does not say what its LN adds to the variance."""
+
+    def memory(w, x, key):
+        return key + layer_norm(w["w1"] @ gelu(w["w2"] @ key), x, eps)
+
+    return memory
+
+
+mlp = mlp_with(1e-5)
 
 
 def bare_mlp(w, x, key):
@@ -395,9 +402,10 @@ titans = deep(l2, Identity())
 yaad = deep(huber, Identity())
 yaad_mixture = deep(mixture, Identity())
 mneme = deep(huber, Identity(), bare_mlp)
-moneta = deep(clipped_l3, L4(0.3))
+moneta = deep(clipped_l3, L4(0.3), mlp_with(1e-3))
 moneta_letter = deep(clipped_l3, L4(1.0))
-memora = deep(l2, Simplex())
+memora = deep(l2, Simplex(), mlp_with(1e-2))
+memora_letter = deep(l2, Simplex())
 
 
 def ttt(memory, fast, read=None):
@@ -472,6 +480,6 @@ def lact(x, chunk, coefficients=LACT, eps=1e-5):
 LOOPS = (
     *("linear_attention", "gla", "hgrn2", "dfw", "deltanet", "gated_deltanet", "kda", "comba", "rwkv7", "longhorn"),
     *("mamba2", "retnet", "delta_product", "momentum", "mesa", "attention", "titans", "yaad", "yaad_mixture", "moneta"),
-    *("moneta_letter", "memora", "ttt_linear", "ttt_linear_of_fla", "ttt_mlp", "mneme", "atlas", "lact"),
-    "homing_deltanet",
+    *("moneta_letter", "memora", "memora_letter", "ttt_linear", "ttt_linear_of_fla", "ttt_mlp", "mneme", "atlas"),
+    *("lact", "homing_deltanet"),
 )

@@ -188,7 +188,7 @@ class Backwards : public Forwards {
                 continue;
             }
             Row n;
-            real rstd = normalise(d, z + at, n.at);
+            real rstd = normalise(d, head.eps, z + at, n.at);
             over(d, [&](int64_t j) {
                 vec to_y = load(from_y + at + j);
                 store(to_gamma + j, load(to_gamma + j) + to_y * load(n.at + j));

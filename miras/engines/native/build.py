@@ -15,7 +15,6 @@ import torch
 
 from miras.bias import huber, lp, robust
 from miras.errors import MirasError
-from miras.memory.deep import NORM_EPS
 from miras.retention import base, lq
 
 SOURCES = sorted(Path(__file__).parent.glob("*.[ch]*"))
@@ -25,7 +24,6 @@ REAL = {torch.float32: "float", torch.float64: "double"}
 # Channels of a head come in strips, and a row of them lies on the stack.
 STRIP, WIDEST = 16, 256
 CONSTANTS = {
-    "NORM_EPS": NORM_EPS,
     "LP_EPS": lp.EPS,
     "HUBER_EPS": huber.EPS,
     "ROBUST_EPS": robust.EPS,

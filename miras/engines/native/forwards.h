@@ -182,7 +182,7 @@ class Forwards : public Pairs {
             const real *own_z = z + t * d, *own_q = q + t * d;
             real *y = call.y + chunk * narrow + t * d;
             Row n;
-            if (head.norm) normalise(d, own_z, n.at);
+            if (head.norm) normalise(d, head.eps, own_z, n.at);
             over(d, [&](int64_t j) {
                 vec value = load(own_z + j);
                 if (head.norm) value = load(n.at + j) * load(head.gamma + j) + load(head.beta + j);

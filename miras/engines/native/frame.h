@@ -17,7 +17,7 @@ struct Call {
     int64_t alone;       // chunks are of one token, which reads with what it leaves
     int64_t first_order; // no cotangents go to the weights at which gradients are taken
     int64_t rounded;     // operands of products are rounded to bfloat16, where the machine multiplies these
-    double exponent, sharpness, q, unit1, unit2, constant1, constant2, rate1, rate2;
+    double eps, exponent, sharpness, q, unit1, unit2, constant1, constant2, rate1, rate2;
     const int64_t *first, *count, *last;
     // Tokens [M, H, C, .]; coefficients of updates [M, H, 1 + S, 1 + S + C, width], of reads [M, H, C, 1 + S + C] or,
     // for each channel, their L [M, H, C, d] and eta [M, H, C, 1 | d]; states [N, H, 1 + S, ...], the duals where the
@@ -77,8 +77,8 @@ class Frame {
           once(alone && copies == 1 && !by_channel),
           link{{Kind(call.link), real(call.q), real(call.unit1), real(call.constant1), d, hidden},
                {Kind(call.link), real(call.q), real(call.unit2), real(call.constant2), d, hidden}},
-          head{d, bool(call.norm), bool(call.residual), bool(call.clip), Bias(call.bias), real(call.exponent),
-               real(call.sharpness), nullptr, nullptr} {
+          head{d, bool(call.norm), bool(call.residual), bool(call.clip), Bias(call.bias), real(call.eps),
+               real(call.exponent), real(call.sharpness), nullptr, nullptr} {
         if (!call.rounded) return;
         int64_t most = most_couples(std::max(C, d), std::max(C, hidden));
         for (uint32_t **part : {&couples.left, &couples.right})

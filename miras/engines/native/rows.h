@@ -20,7 +20,7 @@ struct Head {
     int64_t d;
     bool norm, residual, clip;
     Bias bias;
-    real p, sharpness;
+    real eps, p, sharpness;
     const real *gamma, *beta;
 };
 
@@ -41,14 +41,14 @@ inline real mean(int64_t d, const real *a) {
 }
 
 // n, and rstd.
-inline real normalise(int64_t d, const real *z, real *n) {
+inline real normalise(int64_t d, real eps, const real *z, real *n) {
     vec centre = splat(mean(d, z)), square{};
     over(d, [&](int64_t j) {
         vec x = load(z + j) - centre;
         store(n + j, x);
         square += x * x;
     });
-    real rstd = 1 / std::sqrt(total(square) / d + real(NORM_EPS));
+    real rstd = 1 / std::sqrt(total(square) / d + eps);
     over(d, [&](int64_t j) { store(n + j, load(n + j) * rstd); });
     return rstd;
 }
@@ -179,7 +179,7 @@ inline void gradient_back(const Head &head, const real *to_g, const real *y, con
 inline real forwards(const Head &head, const real *z, const real *k, const real *v, const real *gate, int64_t width,
                      real *y, real *n, real *g) {
     int64_t d = head.d;
-    real rstd = head.norm ? normalise(d, z, n) : 1;
+    real rstd = head.norm ? normalise(d, head.eps, z, n) : 1;
     over(d, [&](int64_t j) {
         vec x = head.norm ? load(n + j) * load(head.gamma + j) + load(head.beta + j) : load(z + j);
         store(y + j, head.residual ? x + load(k + j) : x);

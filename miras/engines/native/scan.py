@@ -29,7 +29,7 @@ RESULTS = ("y", "end1", "end2", "last1", "last2", *KEPT)
 WIDTHS = ("gate_width", "width", "eta_width")
 SIZES = ("chunks", "sequences", "heads", "tokens", "d", "hidden", "slots", *WIDTHS, "every", "threads")
 WORDS = ("activation", "norm", "residual", "clip", "bias", "link", "alone", "first_order", "rounded")
-NUMBERS = ("exponent", "sharpness", "q", "unit1", "unit2", "constant1", "constant2", "rate1", "rate2")
+NUMBERS = ("eps", "exponent", "sharpness", "q", "unit1", "unit2", "constant1", "constant2", "rate1", "rate2")
 COTANGENTS = tuple(f"from_{name}" for name in RESULTS[:5])
 GRADIENTS = tuple(f"to_{name}" for name in GIVEN)
 
@@ -55,7 +55,8 @@ def _call(model: str, rounded: bool, every: int, tensors: Mapping[str, Tensor | 
         *(ACTIVATIONS.index(rule.activation), rule.norm, rule.residual, rule.clip),
         *(BIASES.index(rule.bias), LINKS.index(rule.link), rule.alone, rule.first_order, rounded),
     )
-    numbers = (rule.p, rule.sharpness, rule.q, rule.unit1, rule.unit2, rule.slope1, rule.slope2, rule.rate1, rule.rate2)
+    units = rule.unit1, rule.unit2, rule.slope1, rule.slope2, rule.rate1, rule.rate2
+    numbers = rule.eps, rule.p, rule.sharpness, rule.q, *units
     return point(Call(*sizes, *widths, every, torch.get_num_threads(), *words, *numbers), tensors)
 
 

@@ -22,7 +22,7 @@ def _forward(z, k, v, gate, gamma, beta, D: tl.constexpr, MODEL: tl.constexpr):
     """y, n, rstd and g, which is not yet clipped."""
     y, n, rstd = z, z, z
     if MODEL.norm:
-        n, rstd = norm(z, D)
+        n, rstd = norm(z, MODEL.eps, D)
         y = n * gamma + beta
     if MODEL.residual:
         y += k

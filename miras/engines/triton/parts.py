@@ -11,11 +11,8 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from miras.memory.deep import NORM_EPS
-
 # Triton's interpreter multiplies the bit patterns of bfloat16: there operands are rounded and widened again.
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
-EPS = tl.constexpr(NORM_EPS)
 DENSITY_AT_0 = tl.constexpr(0.3989422804014327)  # 1 / sqrt(2 pi)
 TANH_SCALE = tl.constexpr(0.7978845608028654)  # sqrt(2 / pi)
 TANH_CUBE = tl.constexpr(0.044715)
@@ -173,7 +170,7 @@ def mean(x, D: tl.constexpr):
 
 
 @triton.jit
-def norm(z, D: tl.constexpr):
+def norm(z, EPS: tl.constexpr, D: tl.constexpr):
     """N [tokens, D], rstd [tokens, 1]."""
     centred = z - mean(z, D)
     rstd = 1 / tl.sqrt(mean(centred * centred, D) + EPS)

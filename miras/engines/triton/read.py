@@ -55,15 +55,16 @@ class Problem:
     norm: bool
     residual: bool
     activation: str
+    eps: float
     operand: tl.dtype
 
     @classmethod
-    def of(cls, given: Given, residual: bool, activation: str, operands: torch.dtype) -> Problem:
+    def of(cls, given: Given, residual: bool, activation: str, eps: float, operands: torch.dtype) -> Problem:
         """That of some tensors."""
         chunk, d_k = given.q.shape[-2:]
         d_v, hidden = given.left1.shape[-1], given.right1.shape[-1]
         kind = len(given.keys) > 1, len(given.bases1), bool(given.homes), bool(given.affine)
-        return cls(chunk, d_k, d_v, hidden, *kind, residual, activation, OPERANDS[operands])
+        return cls(chunk, d_k, d_v, hidden, *kind, residual, activation, eps, OPERANDS[operands])
 
     @property
     def sum(self) -> tl.dtype:
@@ -119,6 +120,7 @@ def fused(
     home: bool,
     residual: bool,
     activation: str,
+    eps: float,
     operands: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """Outputs y and, for the way back, z, [M, H, C, d_v]: see the module.
@@ -130,17 +132,18 @@ def fused(
         home: whether there are homes.
         residual: whether q is added.
         activation: of `miras.memory.activation`.
+        eps: what LN adds to the variance.
         operands: what operands of products are rounded to. Sums are in float32, or in float64.
     """
     given = Given.of([x.contiguous() for x in tensors], gated, bases, home)
-    problem = Problem.of(given, residual, activation, operands)
+    problem = Problem.of(given, residual, activation, eps, operands)
     y, z = (torch.empty_like(given.left1, dtype=_sums(operands)) for _ in range(2))
     _launch(read_forward, problem, given, y, z)
     return y, z
 
 
 @fused.register_fake
-def _(tensors, gated, bases, home, residual, activation, operands):
+def _(tensors, gated, bases, home, residual, activation, eps, operands):
     left1 = Given.of(tensors, gated, bases, home).left1
     y, z = (left1.new_empty(left1.shape, dtype=_sums(operands)) for _ in range(2))
     return y, z
@@ -161,11 +164,12 @@ def fused_backward(
     home: bool,
     residual: bool,
     activation: str,
+    eps: float,
     operands: torch.dtype,
 ) -> list[Tensor]:
     """The cotangents of `fused`'s tensors, from that of y."""
     given = Given.of([x.contiguous() for x in tensors], gated, bases, home)
-    problem, (chunks, heads) = Problem.of(given, residual, activation, operands), given.q.shape[:2]
+    problem, (chunks, heads) = Problem.of(given, residual, activation, eps, operands), given.q.shape[:2]
     parts, sums = problem.tokens // tiling(read_back_hidden, problem).rows, _sums(operands)
     to = Given.of([torch.empty_like(x, dtype=sums) for x in tensors], gated, bases, home)
     to = to._replace(homes=(), affine=tuple(z.new_empty(parts * chunks, *x.shape) for x in given.affine))
@@ -254,7 +258,7 @@ def read(rule: Rule, leaves: dict[str, Leaf], learned: Learned, read: Read) -> T
         w1.bases, [base for w in inner for base in w.bases], [home for w in (w1, *inner) for home in w.home], affine,
     )  # fmt: skip
     kind = len(inner) > 1, len(w1.bases), bool(w1.home), memory.residual
-    return fused(given.flat, *kind, memory.activation, cast)[0]
+    return fused(given.flat, *kind, memory.activation, memory.eps, cast)[0]
 
 
 class _Terms(NamedTuple):

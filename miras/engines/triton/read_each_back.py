@@ -200,7 +200,7 @@ def read_each_backward(
             t = begin + tl.arange(0, PART)
             to_z = tokens(above, t, P.chunk, P.d_v, P.d_v)
             if MODEL.norm:
-                n, rstd = norm(tokens(along.z, t, P.chunk, P.d_v, P.d_v), P.d_v)
+                n, rstd = norm(tokens(along.z, t, P.chunk, P.d_v, P.d_v), MODEL.eps, P.d_v)
                 to_scale += tl.sum(to_z * n, 0)
                 to_shift += tl.sum(to_z, 0)
                 to_z = norm_back(to_z * tl.load(of.affine[0] + o)[None, :], n, rstd, P.d_v)

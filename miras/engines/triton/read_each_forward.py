@@ -229,7 +229,7 @@ def read_each_forward(given, between, y, heads, P: tl.constexpr, MODEL: tl.const
             z *= factor
             save_tokens(between.z, t, z, P.chunk, P.d_v, P.d_v)
         if MODEL.norm:
-            n, _ = norm(z, P.d_v)
+            n, _ = norm(z, MODEL.eps, P.d_v)
             scale, shift = of.affine
             z = n * tl.load(scale + o)[None, :] + tl.load(shift + o)[None, :]
         if MODEL.residual:

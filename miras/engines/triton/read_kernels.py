@@ -187,7 +187,7 @@ def read_forward(given, y, z, heads, P: tl.constexpr, CUT: tl.constexpr):
     total = add_product(total, scores1, tokens(of.left1, s, P.limit, P.d_v, P.d_v), P.operand)
     save_tokens(z, t, total, P.limit, P.d_v, P.d_v)
     if P.norm:
-        n, _ = norm(total, P.d_v)
+        n, _ = norm(total, P.eps, P.d_v)
         scale, shift = of.affine
         total = n * tl.load(scale + head * P.d_v + o)[None, :] + tl.load(shift + head * P.d_v + o)[None, :]
     if P.residual:
@@ -210,7 +210,7 @@ def read_back_hidden(given, grad_y, z, between, to_affine, heads, P: tl.constexp
 
     to_z = tokens(grad_y + here * P.chunk * P.d_v, t, P.limit, P.d_v, P.d_v).to(P.sum)
     if P.norm:
-        n, rstd = norm(tokens(z + here * P.chunk * P.d_v, t, P.limit, P.d_v, P.d_v).to(P.sum), P.d_v)
+        n, rstd = norm(tokens(z + here * P.chunk * P.d_v, t, P.limit, P.d_v, P.d_v).to(P.sum), P.eps, P.d_v)
         at = (part * tl.num_programs(0) + here) * P.d_v + o
         tl.store(to_affine[0] + at, tl.sum(to_z * n, 0))
         tl.store(to_affine[1] + at, tl.sum(to_z, 0))
