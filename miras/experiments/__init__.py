@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from miras.errors import UsageError, near
-from miras.experiments.ablations import chunk, exponents, home, parts, space, threshold
+from miras.experiments.ablations import chunk, eps, exponents, home, parts, space, threshold
 from miras.experiments.context import context
 from miras.experiments.language_modelling import language_modelling
 from miras.experiments.needle import needle
@@ -18,7 +18,20 @@ from miras.experiments.recall import recall, robustness
 
 EXPERIMENTS: Mapping[str, Callable[[Scale], Experiment]] = {
     f.__name__: f
-    for f in (language_modelling, needle, recall, robustness, parts, home, exponents, threshold, chunk, space, context)
+    for f in (
+        language_modelling,
+        needle,
+        recall,
+        robustness,
+        parts,
+        home,
+        exponents,
+        threshold,
+        chunk,
+        eps,
+        space,
+        context,
+    )
 }
 
 

@@ -18,6 +18,7 @@ P = (1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 Q = (2.0, 3.0, 4.0, 5.0)
 DELTA = (0.25, 0.5, 1.0, 2.0, 4.0)
 CHUNK = (4, 16, 64)
+EPS = (1e-5, 1e-2)
 
 
 def parts(scale: Scale) -> TextExperiment:
@@ -82,6 +83,16 @@ def chunk(scale: Scale) -> TextExperiment:
     changed = {curves[name][size]: model(variant(name, size)) for name in models for size in CHUNK}
     claim = "Nothing: chunks are 16 or 64 tokens, and which of them a table has is not said."
     return _ablation("The chunk", claim, changed, "yaad", scale, {"chunk": curves})
+
+
+def eps(scale: Scale) -> TextExperiment:
+    """What LN adds to the variance of what Yaad's memory answers, in chunks and without."""
+    chunks = 1, 16, 64
+    names = {(x, c): "yaad" if (x, c) == (1e-5, 16) else f"eps {x:g}, chunk {c}" for x in EPS for c in chunks}
+    changed = {name: model(replace(yaad(c), memory=memory.MLP(eps=x))) for (x, c), name in names.items()}
+    curves: dict[str, dict[float, str]] = {f"eps = {x:g}": {c: names[x, c] for c in chunks} for x in EPS}
+    claim = "Nothing: its memory ends in LN, and what that adds to the variance is not said."
+    return _ablation("The eps of a memory's LN", claim, changed, "yaad", scale, {"chunk": curves})
 
 
 def home(scale: Scale) -> TextExperiment:

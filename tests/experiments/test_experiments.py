@@ -146,7 +146,7 @@ def test_every_experiment_is_of_models_of_equal_size(name, scale):
     assert max(counts) < 1.03 * min(counts)
 
 
-@pytest.mark.parametrize("name", ["exponents", "threshold", "chunk", "context"])
+@pytest.mark.parametrize("name", ["exponents", "threshold", "chunk", "eps", "context"])
 def test_what_models_are_drawn_against_is_what_they_differ_in(name):
     plan = experiment(name, "laptop")
     drawn = {model for curves in plan.sweeps.values() for models in curves.values() for model in models.values()}
