@@ -2,6 +2,7 @@
 
     python benchmarks/stability.py            # the full grid, 200 steps a cell; writes benchmarks/results/stability.md
     python benchmarks/stability.py --models yaad --chunks 16 --lengths 256 --dtypes float32 --out -
+    python benchmarks/stability.py --models mine.yaml --lengths 2048 --dtypes float32 --seeds 0 1 2 --out -
 
 A small model (2 layers, 2 heads of 32) reads the source text of Python's standard library as bytes; AdamW, no warm-up
 and no clipping, so that an unstable memory would show.
@@ -29,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miras import variants
+from miras.bench.entries import has_chunk, mixer_of
 from miras.model import Miras
 from miras.train.provenance import commit
 
@@ -49,7 +50,9 @@ RESULTS = Path(__file__).parent / "results" / "stability.md"
 
 @dataclass(frozen=True)
 class Cell:
-    """What one training run is of; `context` is the longest time constant to start with, None: the length."""
+    """What one training run is of, of text and of what is drawn; `context` is the longest time constant to start with,
+    None: the length.
+    """
 
     model: str
     chunk: int
@@ -57,6 +60,7 @@ class Cell:
     dtype: str = "float32"
     gates: str = "head"
     context: int | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,10 @@ def batches(length: int, tokens: int = TOKENS, seed: int = 0) -> Iterator[Tensor
         yield data[start + torch.arange(length)]
 
 
-def make(cell: Cell, seed: int = 0) -> Miras:
-    """A fresh model, the same for the same cell and seed."""
-    torch.manual_seed(seed)
-    mixers = variants.pattern(cell.model, LAYERS, cell.chunk)
+def make(cell: Cell) -> Miras:
+    """A fresh model, the same for the same cell."""
+    torch.manual_seed(cell.seed)
+    mixers = LAYERS * [mixer_of(cell.model, cell.chunk)]
     return Miras(VOCAB, DIM, HEADS, HIDDEN, mixers, gates=cell.gates, context=cell.context or cell.length)
 
 
@@ -111,7 +115,7 @@ def train(cell: Cell, steps: int, tokens: int = TOKENS) -> Outcome:
     """Take `steps` steps, and measure each before it is taken."""
     model, bits, norms, begin = make(cell), [], [], time.perf_counter()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
-    for _, batch in zip(range(steps), batches(cell.length, tokens), strict=False):
+    for _, batch in zip(range(steps), batches(cell.length, tokens, cell.seed), strict=False):
         bit, norm = backward(model, batch, cell.dtype)
         optimizer.step()
         bits.append(bit)
@@ -126,6 +130,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         "chunk",
         "T",
         "dtype",
+        "seed",
         "norm at step 0",
         f"at step {MARK}",
         "largest",
@@ -139,13 +144,13 @@ def table(outcomes: Sequence[Outcome]) -> str:
         # The maximum of a tensor keeps NaN, that of Python may drop it.
         norms = (o.norms[0], o.norms[min(MARK, len(o.norms) - 1)], torch.tensor(o.norms).max().item())
         numbers = [f"{x:.2f}" for x in (*norms, o.bits[0], o.bits[-1])]
-        rows.append((c.model, str(c.chunk), str(c.length), c.dtype, *numbers, "yes" if o.stable else "NO"))
+        rows.append((c.model, str(c.chunk), str(c.length), c.dtype, str(c.seed), *numbers, "yes" if o.stable else "NO"))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def page(outcomes: Sequence[Outcome], steps: int, command: str) -> str:
     """The table with what it was measured on."""
-    return f"""# Outer gradient norms of the three presets
+    return f"""# Outer gradient norms
 
 {LAYERS} layers, {HEADS} heads of {DIM // HEADS}, gates per {outcomes[0].cell.gates}; bytes of standard-library sources,
 {TOKENS} a step; AdamW {LEARNING_RATE:g}, no warm-up, no clipping; {steps} steps. Stable: every norm below {LIMIT:g} and
@@ -161,11 +166,12 @@ with {os.cpu_count()} cores, {torch.get_num_threads()} threads, {sum(o.seconds f
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="presets to train")
-    parser.add_argument("--chunks", nargs="+", type=int, default=CHUNKS, help="tokens per chunk")
+    parser.add_argument("--models", nargs="+", default=MODELS, help="presets, or files with a rule as of miras train")
+    parser.add_argument("--chunks", nargs="+", type=int, default=CHUNKS, help="tokens per chunk; a file has its own")
     parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS, help="tokens per sequence")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="bfloat16 is autocast")
     parser.add_argument("--gates", choices=("head", "channel"), default="head", help="gates per head or per channel")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of initial weights and of the text")
     parser.add_argument("--steps", type=int, default=STEPS, help="optimiser steps per cell")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: what torch chooses)")
     parser.add_argument("--out", default=str(RESULTS), help="file for the table; - prints it only")
@@ -179,17 +185,18 @@ def main(arguments: Sequence[str] | None = None) -> list[Outcome]:
     if options.threads:
         torch.set_num_threads(options.threads)
     cells = [
-        Cell(model, chunk, length, dtype, options.gates)
+        Cell(model, chunk, length, dtype, options.gates, seed=seed)
         for model in options.models
-        for chunk in options.chunks
+        for chunk in (options.chunks if has_chunk(model) else [mixer_of(model).chunk])
         for length in options.lengths
         for dtype in options.dtypes
+        for seed in options.seeds
     ]
     outcomes = []
     for number, cell in enumerate(cells, 1):
         outcomes.append(outcome := train(cell, options.steps))
         print(
-            f"{number}/{len(cells)} {cell.model} chunk {cell.chunk} T {cell.length} {cell.dtype}: "
+            f"{number}/{len(cells)} {cell.model} chunk {cell.chunk} T {cell.length} {cell.dtype} seed {cell.seed}: "
             f"norm {outcome.norms[0]:.2f} to {outcome.norms[-1]:.2f}, {outcome.bits[0]:.2f} to {outcome.bits[-1]:.2f} "
             f"bits per byte, {outcome.seconds:.0f} s{'' if outcome.stable else ', NOT STABLE'}",
             flush=True,

@@ -20,6 +20,15 @@ from miras.mixer import Mixer, mixer_from_config
 from miras.train import processes
 from miras.variants import pattern
 
+
+class _Loader(yaml.SafeLoader):
+    """With the numbers of YAML 1.2: to 1.1, which PyYAML reads, 3e-4 is a word."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
 AUTO: Any = None
 """A field left to the size preset or to the other fields."""
 
@@ -147,9 +156,8 @@ class TrainConfig:
     def _check_kinds(self) -> None:
         for name, kind in get_type_hints(TrainConfig).items():
             value = getattr(self, name)
-            if kind is float:
-                # YAML 1.1 reads 3e-3 as a word and 1 as an integer.
-                object.__setattr__(self, name, value := _as_float(value))
+            if kind is float and isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, name, value := float(value))
             right = kind if isinstance(kind, type) else tuple(getattr(k, "__origin__", k) for k in kind.__args__)
             if value is not None and (not isinstance(value, right) or (isinstance(value, bool) and kind is not bool)):
                 expected = getattr(kind, "__name__", str(kind))
@@ -240,7 +248,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UsageError(f"{path}: there is no such configuration file.")
     try:
-        fields = json.loads(path.read_text()) if path.suffix == ".json" else yaml.safe_load(path.read_text())
+        fields = json.loads(path.read_text()) if path.suffix == ".json" else yaml.load(path.read_text(), _Loader)
     except (ValueError, yaml.YAMLError) as error:
         reason, kind = " ".join(str(error).split()), path.suffix[1:].upper()
         raise UsageError(f"{path}: expected {kind}, and it cannot be read as that ({reason}).") from error
@@ -253,15 +261,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if fields.get("mixer") is not None and "model" not in fields:
         fields["model"] = path.stem
     return fields
-
-
-def _as_float(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        return value  # not a number at all, which the check of kinds says
 
 
 def _check_ranges(config: TrainConfig) -> None:

@@ -48,6 +48,17 @@ def test_a_rule_written_out_in_a_file(tmp_path, kind):
     assert config.mixers == (rule, variants.sliding_window()) * 2
 
 
+def test_numbers_in_files_are_numbers(tmp_path):
+    """As people and json write them; YAML 1.1 has words for some of these."""
+    rule = variants.memora().to_config()
+    rule["memory"] |= {"eps": 1e-05}
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"mixer: {json.dumps(rule)}\nlearning_rate: 3e-4\nweight_decay: 1\nout: 3e-4x\n")
+    config = load_config(str(path), {})
+    assert "1e-05" in path.read_text() and config.mixers[0].memory.eps == 1e-5
+    assert (config.learning_rate, config.weight_decay, config.out) == (3e-4, 1.0, "3e-4x")
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
