@@ -43,7 +43,7 @@ def test_outer_gradients_are_small_at_the_start_over_long_sequences(name, length
 
 @pytest.mark.parametrize("name", ["moneta", "memora"])
 def test_outer_gradients_stay_small_over_long_sequences_as_a_model_learns(name):
-    """Memora with LN's usual eps of 1e-5 and a W1 of 0.5 had 2e5 at step 51: hidden units fall silent while it learns."""
+    """Memora with LN's usual eps of 1e-5 and a W1 of 0.5 had 2e5 at step 51, when hidden units fell silent."""
     outcome = stability.train(stability.Cell(name, chunk=64, length=2048), steps=60)
     assert max(outcome.norms) < LIMIT and outcome.bits[59] < 5
 
