@@ -56,6 +56,12 @@ class Problem:
 
 
 @triton.jit
+def _here(x, WIDTH: tl.constexpr, P: tl.constexpr):
+    """Where the chunk and head of this program begin, of tokens of that width."""
+    return x + tl.program_id(0).to(tl.int64) * P.chunk * WIDTH
+
+
+@triton.jit
 def _tokens(chunk, t, P: tl.constexpr, other=0.0):
     """Some tokens, zeros or `other` beyond the chunk."""
     return tokens(chunk, t, P.chunk, P.d, P.d, other).to(P.sum)
@@ -88,9 +94,8 @@ def _ratio(rows, log, seen):
 @triton.jit
 def decayed_scores_kernel(a, b, rows, log, scores, P: tl.constexpr):
     """Rows t of a block."""
-    here, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK
-    at, scores = here * P.chunk * P.d, scores + here * P.chunk * P.chunk
-    a, b, rows, log = a + at, b + at, rows + at, log + at
+    scores, rows, log = _here(scores, P.chunk, P), _here(rows, P.d, P), _here(log, P.d, P)
+    a, b, first = _here(a, P.d, P), _here(b, P.d, P), tl.program_id(1) * BLOCK
     t = first + tl.arange(0, BLOCK)
     begin, rows_t, a_t = _begin(log, first, P), _tokens(rows, t, P, float("-inf")), _tokens(a, t, P)
     left = a_t * tl.exp(rows_t - begin)
@@ -110,9 +115,8 @@ def decayed_scores_kernel(a, b, rows, log, scores, P: tl.constexpr):
 @triton.jit
 def decayed_sum_kernel(scores, b, rows, log, sums, P: tl.constexpr):
     """Sums over s, of the tokens t of a block."""
-    here, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK
-    at, scores = here * P.chunk * P.d, scores + here * P.chunk * P.chunk
-    b, rows, log = b + at, rows + at, log + at
+    scores, rows, log = _here(scores, P.chunk, P), _here(rows, P.d, P), _here(log, P.d, P)
+    b, first = _here(b, P.d, P), tl.program_id(1) * BLOCK
     t = first + tl.arange(0, BLOCK)
     begin, rows_t = _begin(log, first, P), _tokens(rows, t, P, float("-inf"))
     total = tl.full([BLOCK, P.d], 0.0, P.sum)
@@ -124,15 +128,14 @@ def decayed_sum_kernel(scores, b, rows, log, sums, P: tl.constexpr):
     for s in range(first, min(first + BLOCK, P.chunk)):
         ratio = _ratio(rows_t, _one(log, s, P), t[:, None] + P.diagonal >= s)
         total += _pairs(scores, t[:, None], s, P) * _one(b, s, P) * ratio
-    save_tokens(sums + at, t, total, P.chunk, P.d, P.d)
+    save_tokens(_here(sums, P.d, P), t, total, P.chunk, P.d, P.d)
 
 
 @triton.jit
 def decayed_sum_back_kernel(scores, a, rows, log, sums, P: tl.constexpr):
     """Sums over t, of the tokens s of a block."""
-    here, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK
-    at, scores = here * P.chunk * P.d, scores + here * P.chunk * P.chunk
-    a, rows, log = a + at, rows + at, log + at
+    scores, rows, log = _here(scores, P.chunk, P), _here(rows, P.d, P), _here(log, P.d, P)
+    a, first = _here(a, P.d, P), tl.program_id(1) * BLOCK
     s = first + tl.arange(0, BLOCK)
     log_s, total = _tokens(log, s, P), tl.full([BLOCK, P.d], 0.0, P.sum)
     for other in range(first + BLOCK, P.chunk, BLOCK):
@@ -144,7 +147,7 @@ def decayed_sum_back_kernel(scores, a, rows, log, sums, P: tl.constexpr):
     for t in range(first, min(first + BLOCK, P.chunk)):
         ratio = _ratio(_one(rows, t, P), log_s, t + P.diagonal >= s[:, None])
         total += _pairs(scores, t, s[:, None], P) * _one(a, t, P) * ratio
-    save_tokens(sums + at, s, total, P.chunk, P.d, P.d)
+    save_tokens(_here(sums, P.d, P), s, total, P.chunk, P.d, P.d)
 
 
 # -- operators of PyTorch ---------------------------------------------------------------------------------------------
