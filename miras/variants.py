@@ -27,7 +27,8 @@ def moneta(chunk: int = DEFAULT_CHUNK, letter: bool = False) -> Rule:
     Args:
         chunk: tokens per chunk.
         letter: the paper's letter, decay to zero and values as they are; else decay to the learned initial memory,
-            which is stable at any length, values of the size of what the memory writes, and a small W1.
+            which is stable at any length, values of the size of what the memory writes, a small W1 and an LN of more
+            eps.
     """
     gate = retention.Lq(q=4.0, link="paper", to="zero" if letter else "initial")
     return _deep(bias.Lp(p=3.0), gate, chunk, letter, memory.MLP(spread=0.3, eps=1e-3))
