@@ -26,6 +26,22 @@ OPERANDS = {
 }
 
 
+def sum_dtype(operands: torch.dtype) -> torch.dtype:
+    """The dtype of sums of products of these."""
+    return torch.promote_types(operands, torch.float32)
+
+
+class Rounding:
+    """A problem whose products round their operands to `operand`."""
+
+    operand: tl.dtype
+
+    @property
+    def sum(self) -> tl.dtype:
+        """The dtype of sums and of what is elementwise."""
+        return tl.float64 if self.operand == tl.float64 else tl.float32
+
+
 # -- products ---------------------------------------------------------------------------------------------------------
 
 

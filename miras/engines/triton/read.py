@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from miras.engines.model import memory_name
-from miras.engines.triton.parts import OPERANDS
+from miras.engines.triton.parts import OPERANDS, Rounding, sum_dtype
 from miras.engines.triton.read_kernels import (
     Given,
     read_back_hidden,
@@ -42,7 +42,7 @@ from miras.weights import COLUMNS, ROWS, Leaf, Linearised, Unrolled, Weight, ope
 
 
 @dataclass(frozen=True)
-class Problem:
+class Problem(Rounding):
     """What kernels are compiled for; `bases` is J."""
 
     chunk: int
@@ -65,11 +65,6 @@ class Problem:
         d_v, hidden = given.left1.shape[-1], given.right1.shape[-1]
         kind = len(given.keys) > 1, len(given.bases1), bool(given.homes), bool(given.affine)
         return cls(chunk, d_k, d_v, hidden, *kind, residual, activation, eps, OPERANDS[operands])
-
-    @property
-    def sum(self) -> tl.dtype:
-        """The dtype of sums and of what is elementwise."""
-        return tl.float64 if self.operand == tl.float64 else tl.float32
 
     @property
     def tokens(self) -> int:
@@ -137,7 +132,7 @@ def fused(
     """
     given = Given.of([x.contiguous() for x in tensors], gated, bases, home)
     problem = Problem.of(given, residual, activation, eps, operands)
-    y, z = (torch.empty_like(given.left1, dtype=_sums(operands)) for _ in range(2))
+    y, z = (torch.empty_like(given.left1, dtype=sum_dtype(operands)) for _ in range(2))
     _launch(read_forward, problem, given, y, z)
     return y, z
 
@@ -145,13 +140,8 @@ def fused(
 @fused.register_fake
 def _(tensors, gated, bases, home, residual, activation, eps, operands):
     left1 = Given.of(tensors, gated, bases, home).left1
-    y, z = (left1.new_empty(left1.shape, dtype=_sums(operands)) for _ in range(2))
+    y, z = (left1.new_empty(left1.shape, dtype=sum_dtype(operands)) for _ in range(2))
     return y, z
-
-
-def _sums(operands: torch.dtype) -> torch.dtype:
-    """The dtype of sums of products of these."""
-    return torch.promote_types(operands, torch.float32)
 
 
 @torch.library.custom_op("miras::read_backward", mutates_args=())
@@ -170,7 +160,7 @@ def fused_backward(
     """The cotangents of `fused`'s tensors, from that of y."""
     given = Given.of([x.contiguous() for x in tensors], gated, bases, home)
     problem, (chunks, heads) = Problem.of(given, residual, activation, eps, operands), given.q.shape[:2]
-    parts, sums = problem.tokens // tiling(read_back_hidden, problem).rows, _sums(operands)
+    parts, sums = problem.tokens // tiling(read_back_hidden, problem).rows, sum_dtype(operands)
     to = Given.of([torch.empty_like(x, dtype=sums) for x in tensors], gated, bases, home)
     to = to._replace(homes=(), affine=tuple(z.new_empty(parts * chunks, *x.shape) for x in given.affine))
     widths = problem.d_v, problem.hidden, *(problem.hidden for _ in given.keys)

@@ -28,7 +28,16 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from miras.engines.triton.parts import OPERANDS, add_product, product, save_rows, save_tokens, tokens
+from miras.engines.triton.parts import (
+    OPERANDS,
+    Rounding,
+    add_product,
+    product,
+    save_rows,
+    save_tokens,
+    sum_dtype,
+    tokens,
+)
 from miras.engines.unroll import Learned, Read, read_weight
 from miras.rule import Rule
 from miras.weights import Decayed, Leaf, Linearised, Weight, operand_dtype
@@ -38,18 +47,13 @@ WARPS = 4
 
 
 @dataclass(frozen=True)
-class Problem:
+class Problem(Rounding):
     """What kernels are compiled for: tokens of a chunk, channels, and which s a token t sees, up to t + diagonal."""
 
     chunk: int
     d: int
     diagonal: int
     operand: tl.dtype
-
-    @property
-    def sum(self) -> tl.dtype:
-        """The dtype of sums and of what is elementwise."""
-        return tl.float64 if self.operand == tl.float64 else tl.float32
 
 
 # -- kernels ----------------------------------------------------------------------------------------------------------
@@ -157,7 +161,7 @@ def _launch(kernel: Any, given: list[Tensor], like: Tensor, width: int, diagonal
     """[M, H, C, width] from some tensors [M, H, C, ..], of which `like` has d channels."""
     chunk, d = like.shape[-2:]
     problem = Problem(chunk, d, diagonal, OPERANDS[operands])
-    found = like.new_empty(*like.shape[:-1], width, dtype=torch.promote_types(operands, torch.float32))
+    found = like.new_empty(*like.shape[:-1], width, dtype=sum_dtype(operands))
     grid = found.shape[:-2].numel(), -(-chunk // BLOCK.value)
     kernel[grid](*(x.contiguous() for x in given), found, problem, num_warps=WARPS, num_stages=1)
     return found
@@ -187,11 +191,11 @@ def decayed_sum_back(
 
 @decayed_scores.register_fake
 def _(a, b, rows, log, diagonal, operands):
-    return a.new_empty(*a.shape[:-1], a.shape[-2], dtype=torch.promote_types(operands, torch.float32))
+    return a.new_empty(*a.shape[:-1], a.shape[-2], dtype=sum_dtype(operands))
 
 
 def _like_factor(scores, factor, rows, log, diagonal, operands):
-    return factor.new_empty(factor.shape, dtype=torch.promote_types(operands, torch.float32))
+    return factor.new_empty(factor.shape, dtype=sum_dtype(operands))
 
 
 decayed_sum.register_fake(_like_factor)
