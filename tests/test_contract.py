@@ -227,7 +227,7 @@ def test_operators_are_the_matrices_that_they_stand_for(width, axis):
 @pytest.mark.parametrize("diagonal", [0, -1])
 @pytest.mark.parametrize("axis", [-2, -1])
 def test_a_decay_per_channel_is_the_same_by_blocks_and_written_out(axis, diagonal, tokens, monkeypatch):
-    monkeypatch.setattr("miras.weights.BLOCK", 4)  # 4 blocks of 4, 3 of 4, 7 of 1
+    monkeypatch.setattr("miras.decay.BLOCK", 4)  # 4 blocks of 4, 3 of 4, 7 of 1
     o, i, n = 5, 3, 2
     x = torch.randn(2, n, tokens, i).double()
     outer = miras.weights.Outer(torch.randn(2, n, tokens, o).double(), torch.randn(2, n, tokens, i).double())

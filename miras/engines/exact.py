@@ -26,14 +26,16 @@ from torch import Tensor
 
 from miras.algorithm import GradientDescent, Implicit, LeastSquares, LinearAlgorithm
 from miras.bias import L2, Dot, Erase
+from miras.decay import decayed_scores, decayed_sum
 from miras.engines import chunk
 from miras.engines.ragged import in_order, reassemble, running, split
 from miras.gates import silence
 from miras.layout import Layout, grid
 from miras.memory import Linear, Vector
+from miras.products import matmul, matmul_add
 from miras.retention import EuclideanRetention, TwoSided
 from miras.rule import Gates, Rule, State
-from miras.weights import decayed_scores, decayed_sum, matmul, matmul_add, mv
+from miras.weights import mv
 
 TILE = 32
 

@@ -33,9 +33,10 @@ from miras.bias import L2, Dot, Erase
 from miras.engines import exact
 from miras.layout import Layout
 from miras.memory import Linear
+from miras.products import operand_dtype
 from miras.retention import EuclideanRetention
 from miras.rule import Gates, Rule, State
-from miras.weights import mv, operand_dtype
+from miras.weights import mv
 
 INSTALLED = all(importlib.util.find_spec(name) for name in ("fla", "triton"))
 

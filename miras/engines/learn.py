@@ -19,9 +19,10 @@ from miras.algorithm import Implicit, LeastSquares
 from miras.engines.unroll import Learned, Read, combine, linearised, read_chunks
 from miras.memory import MLP
 from miras.memory.activation import ACTIVATIONS
+from miras.products import Cast, matmul, matmul_add
 from miras.retention import EuclideanRetention
 from miras.rule import Rule, State
-from miras.weights import Cast, Leaf, Outer, matmul, matmul_add
+from miras.weights import Leaf, Outer
 
 # A name, and a leaf or gate, and a number.
 Key = tuple[Any, ...]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from miras.algorithm import GradientDescent, Implicit
+from miras.products import matmul_add
 from miras.retention import EuclideanRetention, SlopedRetention
 from miras.rule import Gates, Rule, State, token
 from miras.weights import (
@@ -28,7 +29,6 @@ from miras.weights import (
     Weight,
     Weights,
     along,
-    matmul_add,
 )
 
 

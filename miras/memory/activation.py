@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from miras.weights import Cast, Weight, matmul, tmv
+from miras.products import Cast, matmul
+from miras.weights import Weight, tmv
 
 DENSITY_AT_0 = 1 / math.sqrt(2 * math.pi)
 

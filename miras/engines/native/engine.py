@@ -17,8 +17,9 @@ from miras.engines.ragged import in_order, reassemble
 from miras.engines.unroll import Decay, all_coefficients, steps
 from miras.gates import hole
 from miras.layout import Layout, grid
+from miras.products import operand_dtype
 from miras.rule import Gates, Rule, State
-from miras.weights import Leaf, operand_dtype
+from miras.weights import Leaf
 
 
 def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:

@@ -19,9 +19,10 @@ from miras.engines.triton.learn import learn
 from miras.engines.unroll import Learned, Read, all_coefficients, linearised, steps
 from miras.gates import hole
 from miras.layout import Layout, grid
+from miras.products import operand_dtype
 from miras.rule import Gates, Rule, State
 from miras.state import tensors
-from miras.weights import Outer, operand_dtype
+from miras.weights import Outer
 
 
 def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:

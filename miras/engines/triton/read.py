@@ -34,9 +34,10 @@ from miras.engines.triton.read_kernels import (
 )
 from miras.engines.unroll import Learned, Read, read_weight
 from miras.memory import MLP, SwiGLU
+from miras.products import operand_dtype
 from miras.retention import EuclideanRetention
 from miras.rule import Rule
-from miras.weights import COLUMNS, ROWS, Leaf, Linearised, Unrolled, Weight, operand_dtype
+from miras.weights import COLUMNS, ROWS, Leaf, Linearised, Unrolled, Weight
 
 # -- operators of PyTorch ---------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ W2, with channels along its columns, and W1, with channels along its rows, are r
 
     scores_ts = sum_i a_ti b_si e_tsi        sums_ti = sum_s scores_ts b_si e_tsi
 
-see `weights.decayed_scores` and `decayed_sum`. No e [C, C, d] is written out: between blocks of tokens it is the decay
+see `decay.decayed_scores` and `decayed_sum`. No e [C, C, d] is written out: between blocks of tokens it is the decay
 from s to the begin of t's block times that from there to t, each at most 1 and on one factor of a product; within a
 block it is in registers. The derivatives are these sums again and, over the other token,
 
@@ -39,8 +39,9 @@ from miras.engines.triton.parts import (
     tokens,
 )
 from miras.engines.unroll import Learned, Read, read_weight
+from miras.products import operand_dtype
 from miras.rule import Rule
-from miras.weights import Decayed, Leaf, Linearised, Weight, operand_dtype
+from miras.weights import Decayed, Leaf, Linearised, Weight
 
 BLOCK = tl.constexpr(16)  # tokens of a program: the least that a product may have
 WARPS = 4
@@ -169,7 +170,7 @@ def _launch(kernel: Any, given: list[Tensor], like: Tensor, width: int, diagonal
 
 @torch.library.custom_op("miras::decayed_scores", mutates_args=())
 def decayed_scores(a: Tensor, b: Tensor, rows: Tensor, log: Tensor, diagonal: int, operands: torch.dtype) -> Tensor:
-    """See `weights.decayed_scores`; all tensors [M, H, C, d], d a power of two from 16 on. Operands of products are
+    """See `decay.decayed_scores`; all tensors [M, H, C, d], d a power of two from 16 on. Operands of products are
     rounded to `operands`, sums are in float32 or in float64.
     """
     return _launch(decayed_scores_kernel, [a, b, rows, log], a, a.shape[-2], diagonal, operands)
@@ -177,7 +178,7 @@ def decayed_scores(a: Tensor, b: Tensor, rows: Tensor, log: Tensor, diagonal: in
 
 @torch.library.custom_op("miras::decayed_sum", mutates_args=())
 def decayed_sum(scores: Tensor, b: Tensor, rows: Tensor, log: Tensor, diagonal: int, operands: torch.dtype) -> Tensor:
-    """See `weights.decayed_sum`; scores [M, H, C, C], all others as of `decayed_scores`."""
+    """See `decay.decayed_sum`; scores [M, H, C, C], all others as of `decayed_scores`."""
     return _launch(decayed_sum_kernel, [scores, b, rows, log], b, b.shape[-1], diagonal, operands)
 
 
