@@ -195,4 +195,4 @@ def _measure(task: Task, about: dict[str, Any], report: Report) -> tuple[list[Ro
         rows, longest = task.measure(model, tokenizer, seed, report), model.config.context_length
     heads, head_dim = model.config.num_attention_heads, model.config.hidden_size // model.config.num_attention_heads
     state = sum(mixer.state_bytes(heads, head_dim, head_dim, longest) for mixer in model.config.mixers())
-    return rows, {"parameters": model.num_parameters(), "state_bytes": state}
+    return rows, {"parameters": sum(p.numel() for p in model.parameters()), "state_bytes": state}

@@ -14,13 +14,44 @@ from torch.utils.hooks import RemovableHandle
 from transformers import set_seed
 
 from miras.errors import Diverged, UsageError
-from miras.evaluate.tasks import Examples, SyntheticTask
+from miras.evaluate.tasks import Examples, Readings, Regression, SyntheticTask, TokenTask
 from miras.evaluate.tasks.base import IGNORE, Report, Row
-from miras.hf import MirasForCausalLM
+from miras.hf import MirasConfig, MirasForCausalLM
 from miras.layer import MirasLayer, layers_of
 from miras.train.config import TrainConfig, load_config
 from miras.train.optimizer import make_optimizer
 from miras.train.run import model_config
+
+
+class Regressor(nn.Module):
+    """Vectors in, vectors out: layers between two linear maps, each added to the stream.
+
+    There is no norm before a layer and no convolution in it: a token has all that belongs together, and what is extreme
+    in size reaches the memory as it is.
+
+    Args:
+        config: the stack; its vocabulary and SwiGLU are not looked at.
+        inputs: size of what is given at each token.
+        outputs: size of what is asked.
+    """
+
+    def __init__(self, config: MirasConfig, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.config, dim, heads = config, config.hidden_size, config.num_attention_heads
+        how: Any = {"gates": config.gates, "rope": config.rope, "context": config.context_length}
+        self.into = nn.Linear(inputs, dim, bias=False)
+        self.layers = nn.ModuleList(MirasLayer(dim, heads, mixer, conv=0, **how) for mixer in config.mixers())
+        self.out = nn.Linear(dim, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, inputs] -> [B, T, outputs]."""
+        x = self.into(x.to(self.into.weight))
+        for layer in self.layers:
+            x = x + layer(x)[0]
+        return self.out(x)
+
+
+Student = MirasForCausalLM | Regressor
 
 
 @dataclass(frozen=True)
@@ -66,18 +97,18 @@ class ScratchConfig:
         shape = {name: getattr(self, name) for name in ("dim", "layers", "heads", "learning_rate", "weight_decay")}
         return load_config(self.model, {**shape, **({"chunk": self.chunk} if self.chunk else {})})
 
-    def build(self, vocabulary: int, context: int) -> MirasForCausalLM:
-        """The model, on the GPU if there is one.
+    def build(self, task: SyntheticTask) -> Student:
+        """A fresh model for a task, on the GPU if there is one."""
+        longest = max(map(task.length, task.train))
+        base = replace(self.base, context=longest, batch=longest)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if isinstance(task, Regression):
+            return Regressor(model_config(base), 2 * task.states + task.readings, task.readings).to(device)
+        assert isinstance(task, TokenTask)
+        return MirasForCausalLM(model_config(base, vocab_size=task.tokens)).to(device)  # type: ignore[arg-type]
 
-        Args:
-            vocabulary: number of tokens.
-            context: longest sequence that is trained on.
-        """
-        config = model_config(replace(self.base, context=context, batch=context), vocab_size=vocabulary)
-        return MirasForCausalLM(config).to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
 
-
-def learn(task: SyntheticTask, config: ScratchConfig, report: Report) -> tuple[MirasForCausalLM, list[Row]]:
+def learn(task: SyntheticTask, config: ScratchConfig, report: Report) -> tuple[Student, list[Row]]:
     """Train a model on a task and score it.
 
     Args:
@@ -86,13 +117,13 @@ def learn(task: SyntheticTask, config: ScratchConfig, report: Report) -> tuple[M
         report: is told the loss of every step.
 
     Returns:
-        The model, and a line per test level with its accuracy.
+        The model, and a line per test level with its score.
 
     Raises:
         Diverged: the loss is no longer finite.
     """
     set_seed(config.seed)
-    model = config.build(task.tokens, max(map(task.length, task.train))).train()
+    model = config.build(task).train()
     data = task.build(config.seed, config.batch)
     # Its warm-up begins at a learning rate of 0, where a step of one would do nothing.
     warmup = math.ceil(config.steps / 10)
@@ -112,7 +143,8 @@ def learn(task: SyntheticTask, config: ScratchConfig, report: Report) -> tuple[M
         report(step + 1, config.steps, f"loss {value:.3f}")
     set_seed(config.seed)  # of the directions of noise, which are then the same for every model
     scores = {level: _score(model.eval(), task, examples, config.batch) for level, examples in data.test.items()}
-    return model, [{**task.named(level), "accuracy": score} for level, score in scores.items()]
+    (measure,) = task.measures
+    return model, [{**task.named(level), measure: score} for level, score in scores.items()]
 
 
 def _answers(model: MirasForCausalLM, examples: Examples) -> tuple[Tensor, Tensor]:
@@ -151,16 +183,26 @@ def _noisy_values(layer: MirasLayer, noise: Tensor) -> RemovableHandle:
     return (layer.qkv if layer.conv is None else layer.conv).register_forward_hook(shake)
 
 
-def _loss(model: MirasForCausalLM, examples: Examples) -> Tensor:
+def _loss(model: Student, examples: Any) -> Tensor:
+    if isinstance(model, Regressor):
+        predicted = model(examples.inputs)
+        return F.mse_loss(predicted, examples.targets.to(predicted))
     return F.cross_entropy(*_answers(model, examples))
 
 
 @torch.no_grad()
-def _score(model: MirasForCausalLM, task: SyntheticTask, examples: Examples, batch: int) -> float:
+def _score(model: Student, task: SyntheticTask, examples: Examples | Readings, batch: int) -> float:
     """The task's score, in batches of about `batch` tokens."""
-    rows, predicted = max(1, batch // examples.inputs.shape[1]), examples.targets.clone()
-    for start in range(0, len(predicted), rows):
-        part = examples.part(start, start + rows)
-        answers = _answers(model, part)[0].argmax(-1).cpu()
-        predicted[start : start + rows][part.targets != IGNORE] = answers
-    return task.score(predicted, examples.targets)
+    count, length = examples.inputs.shape[:2]
+    rows = max(1, batch // length)
+    parts = [_predicted(model, examples.part(start, start + rows)) for start in range(0, count, rows)]
+    return task.score(torch.cat(parts), examples.targets)
+
+
+def _predicted(model: Student, examples: Any) -> Tensor:
+    """Shaped as the targets, on the CPU."""
+    if isinstance(model, Regressor):
+        return model(examples.inputs).cpu()
+    predicted = examples.targets.clone()
+    predicted[predicted != IGNORE] = _answers(model, examples)[0].argmax(-1).cpu()
+    return predicted

@@ -14,7 +14,7 @@ from miras.experiments.plan import SCALES as SCALES
 from miras.experiments.plan import Experiment as Experiment
 from miras.experiments.plan import Scale as Scale
 from miras.experiments.plan import TextExperiment
-from miras.experiments.recall import recall, robustness
+from miras.experiments.recall import recall, regression, robustness
 
 EXPERIMENTS: Mapping[str, Callable[[Scale], Experiment]] = {
     f.__name__: f
@@ -23,6 +23,7 @@ EXPERIMENTS: Mapping[str, Callable[[Scale], Experiment]] = {
         needle,
         recall,
         robustness,
+        regression,
         parts,
         home,
         exponents,

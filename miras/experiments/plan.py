@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from miras.evaluate.scratch import ScratchConfig
-from miras.evaluate.tasks import MQAR, LanguageTask, NoisyRecall, SyntheticTask
-from miras.evaluate.tasks.recall import RATES
+from miras.evaluate.tasks import MQAR, LanguageTask, NoisyRecall, Regression, SyntheticTask
+from miras.evaluate.tasks.base import RATES
 from miras.mixer import Mixer
 from miras.registry import to_config
 from miras.train.config import TrainConfig
@@ -27,6 +27,7 @@ class Scale:
         far: how far the loss is followed, in tokens.
         recall: the task of multi-query recall, how it is learned, and learning rates.
         noisy: the same for recall from corrupted pairs, trained on clean ones.
+        readings: the same for regression from corrupted readings, trained on clean ones.
         rates: of language models. Learning rates are tried with the first seed, from the lowest on as long as each is
             better than the last.
         seeds: how many.
@@ -39,6 +40,7 @@ class Scale:
     far: int
     recall: tuple[MQAR, ScratchConfig, tuple[float, ...]]
     noisy: tuple[NoisyRecall, ScratchConfig, tuple[float, ...]]
+    readings: tuple[Regression, ScratchConfig, tuple[float, ...]]
     rates: tuple[float, ...]
     seeds: int = 3
 
@@ -72,6 +74,7 @@ SCALES: Mapping[str, Scale] = {
             ScratchConfig(heads=4, steps=1200, batch=2048),
             (5e-3,),
         ),
+        (Regression(), ScratchConfig(layers=1, steps=600), (3e-3,)),
         (1e-3, 2e-3, 4e-3, 8e-3),
     ),
     "gpu": Scale(
@@ -89,6 +92,7 @@ SCALES: Mapping[str, Scale] = {
             ScratchConfig(dim=128, steps=20_000, batch=32_768),
             (1e-3, 3e-3),
         ),
+        (Regression(32, 16, 512), ScratchConfig(dim=128, steps=20_000, batch=32_768), (1e-3, 3e-3)),
         (5e-4, 1e-3, 2e-3),
     ),
     "paper": Scale(
@@ -103,6 +107,7 @@ SCALES: Mapping[str, Scale] = {
             ScratchConfig(dim=256, steps=100_000, batch=65_536),
             (1e-3, 3e-3),
         ),
+        (Regression(32, 16, 512), ScratchConfig(dim=256, steps=100_000, batch=65_536), (1e-3, 3e-3)),
         (7.5e-4, 1.5e-3, 3e-3),
         seeds=1,
     ),

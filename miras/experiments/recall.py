@@ -1,4 +1,4 @@
-"""Recall inside a sequence: of many pairs at once, at equal bytes of state, and of pairs of which some are wrong."""
+"""Recall inside a sequence: of many pairs at once, at equal bytes of state, and from what is wrong in part."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from miras import bias, retention
 from miras.experiments.plan import LINEAR, Scale, TaskExperiment, model, models
+from miras.inputs import Inputs
 from miras.memory import MLP
 from miras.rule import Rule
-from miras.variants import deltanet, memora, mneme, moneta, yaad
+from miras.variants import deltanet, gated_deltanet, memora, mneme, moneta, yaad
 
 
 def recall(scale: Scale) -> TaskExperiment:
@@ -53,6 +54,28 @@ def robustness(scale: Scale) -> TaskExperiment:
         "Huber's loss makes Yaad robust to extreme events (section 5.3).",
         twins,
         "noisy_recall",
+        task,
+        training,
+        rates,
+        scale.seeds,
+    )
+
+
+def regression(scale: Scale) -> TaskExperiment:
+    """Yaad and a matrix, each beside a twin with another loss, where some readings are extreme; trained on clean ones.
+
+    "Plain values" are as large as what was read; those of the presets are normed in each head.
+    """
+    task, training, rates = scale.readings
+    rules = {"yaad": yaad(), "yaad with l_2": replace(yaad(), bias=bias.L2()), "moneta": moneta(), "memora": memora()}
+    plain = {f"{name}, plain values": replace(rule, inputs=Inputs()) for name, rule in rules.items()}
+    rules |= {"gated_deltanet": gated_deltanet()}
+    rules |= {"gated_deltanet with Huber": replace(gated_deltanet(), bias=bias.Huber())}
+    return TaskExperiment(
+        "Regression from corrupted readings",
+        "Huber's loss makes Yaad robust to extreme events (section 5.3).",
+        {name: model(rule) for name, rule in {**rules, **plain}.items()},
+        "regression",
         task,
         training,
         rates,

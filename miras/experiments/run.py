@@ -24,6 +24,7 @@ from miras.data import load_corpus, load_tokenizer, pack
 from miras.errors import Diverged, MirasError
 from miras.evaluate.compare import compare, mean_of
 from miras.evaluate.scratch import ScratchConfig
+from miras.evaluate.tasks import SyntheticTask
 from miras.experiments.plan import Experiment, Model, TaskExperiment, TextExperiment
 from miras.process import set_threads
 from miras.report.figures import Curves, Series
@@ -181,7 +182,7 @@ def _on_task(plan: TaskExperiment, out: Path, jobs: int) -> list[Section]:
 
         def wrong(names: Sequence[str], rate: float) -> list[float | None]:
             found = each(_unless_lost, [call(name, rate, 1) for name in names])
-            return [None if result is None else 1 - _accuracy(result["rows"]) for result in found]
+            return [None if result is None else _missed(plan.asked, result["rows"]) for result in found]
 
         tried = _search(plan, wrong)
         best = {name: _best(found, name) for name, found in tried.items()}
@@ -197,7 +198,8 @@ def _on_task(plan: TaskExperiment, out: Path, jobs: int) -> list[Section]:
         about = {"parameters": found["parameters"], "state": found["state_bytes"], "learning rate": best[name]}
         rows.append(Row(name, about | {"seconds": found["seconds"] / plan.seeds}))
     sections = [*task_sections({"task": plan.task, "models": models}), Table(columns, tuple(rows), "Models")]
-    return [*sections, _sweep(tried, "Share of wrong answers")] if len(plan.rates) > 1 else sections
+    measure = "Error" if plan.asked.less else "Share of wrong answers"
+    return [*sections, _sweep(tried, measure)] if len(plan.rates) > 1 else sections
 
 
 def _learned(*given: Any) -> dict[str, Any]:
@@ -214,8 +216,11 @@ def _unless_lost(*given: Any) -> dict[str, Any] | None:
         return None
 
 
-def _accuracy(rows: Sequence[Mapping[str, Any]]) -> float:
-    return statistics.fmean(row["accuracy"]["mean"] for row in rows)
+def _missed(task: SyntheticTask, rows: Sequence[Mapping[str, Any]]) -> float:
+    """The less the better, a mean over levels."""
+    (measure,) = task.measures
+    mean = statistics.fmean(row[measure]["mean"] for row in rows)
+    return mean if measure in task.less else 1 - mean
 
 
 Each = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]

@@ -40,7 +40,7 @@ def test_the_seed_decides():
 
 
 def test_logits_are_made_only_where_something_is_asked():
-    model = ScratchConfig(**SMALL).build(TASK.tokens, 16).eval()
+    model = ScratchConfig(**SMALL).build(TASK).eval()
     examples = TASK.build(0, 64).test[16]
     logits, targets = scratch._answers(model, examples)
     asked = examples.targets != -100
@@ -50,7 +50,7 @@ def test_logits_are_made_only_where_something_is_asked():
 
 def test_heavy_noise_reaches_the_embedding_where_it_is():
     asked = NoisyRecall(vocabulary=16, pairs=4, repeats=2, test=(("heavy", 0.4),), examples=8)
-    model = ScratchConfig(**SMALL).build(asked.tokens, 40).eval()
+    model = ScratchConfig(**SMALL).build(asked).eval()
     seen = []
     model.model.register_forward_pre_hook(lambda m, a, k: seen.append(k["inputs_embeds"]), with_kwargs=True)
     examples = asked.build(0).test["heavy", 0.4]
@@ -62,7 +62,7 @@ def test_heavy_noise_reaches_the_embedding_where_it_is():
 @pytest.mark.parametrize("name", ["yaad", "delta_product", "atlas", "transformer"])
 def test_noise_inside_reaches_the_values_of_every_layer_and_nothing_else(name, monkeypatch):
     asked = NoisyRecall(vocabulary=16, pairs=4, repeats=2, test=(("inside", 0.4),), examples=8)
-    model = ScratchConfig(name, **SMALL | {"layers": 2}).build(asked.tokens, 40).eval()
+    model = ScratchConfig(name, **SMALL | {"layers": 2}).build(asked).eval()
     examples = asked.build(0).test["inside", 0.4]
     calls: list[tuple[torch.Tensor, ...]] = []
 

@@ -21,8 +21,10 @@ from miras.evaluate.tasks import (
     NoisyRecall,
     Parity,
     Permutations,
+    Regression,
     SelectiveCopy,
     SyntheticTask,
+    TokenTask,
     task,
 )
 from miras.evaluate.tasks.base import IGNORE
@@ -51,7 +53,7 @@ def test_seeds_reproduce_and_training_is_not_the_test(name):
     assert not torch.equal(small.build(1).test[small.test[0]].inputs, draw(small, small.test[0], 4, seed=1).inputs)
 
 
-@pytest.mark.parametrize("name", SYNTHETIC)
+@pytest.mark.parametrize("name", [name for name, t in SYNTHETIC.items() if isinstance(t, TokenTask)])
 def test_shapes_and_ranges(name):
     asked = SYNTHETIC[name]
     for level in (*asked.train, *asked.test):
@@ -61,13 +63,43 @@ def test_shapes_and_ranges(name):
         answers = targets[targets != IGNORE]
         assert len(answers) and 0 <= answers.min() and answers.max() < asked.tokens
         assert set(asked.named(level)) == set(asked.level)
-    assert re.search(r"arXiv \d{4}\.\d{5}", type(asked).__doc__ or ""), "every definition has a source"
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_every_definition_has_a_source(name):
+    assert re.search(r"arXiv \d{4}\.\d{5}", type(SYNTHETIC[name]).__doc__ or "")
 
 
 def test_score_counts_only_what_is_asked():
     targets = torch.tensor([[IGNORE, 3, 4, IGNORE], [1, IGNORE, IGNORE, 1]])
     predicted = torch.tensor([[9, 3, 9, 9], [1, 9, 9, 1]])
-    assert SyntheticTask.score(predicted, targets) == 0.75
+    assert TokenTask.score(predicted, targets) == 0.75
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.4])
+def test_readings_are_of_one_instrument_but_for_those_that_are_corrupted(rate):
+    asked = Regression(states=3, readings=2, span=40)
+    inputs, targets = (x.double() for x in draw(asked, rate, 200))
+    assert inputs.shape == (200, 40, 8) and targets.shape == (200, 40, 2)
+    x = inputs[..., 5:]
+    assert not inputs[:, 0, :5].any() and torch.equal(inputs[:, 1:, :3], x[:, :-1])
+    fitted = torch.linalg.lstsq(x, targets)
+    torch.testing.assert_close(x @ fitted.solution, targets, rtol=0, atol=1e-5)
+    assert fitted.solution.var().item() == pytest.approx(1 / 3, rel=0.2)
+    noise = inputs[:, 1:, 3:5] - targets[:, :-1]
+    wrong = (noise.abs() > 1e-5).any(-1)
+    assert wrong.double().mean().item() == pytest.approx(rate, abs=0.02)
+    if rate:
+        # Typical noise is of the size of a reading, the largest of some hundreds is many times that.
+        size = noise[wrong].norm(dim=-1)
+        assert 0.7 < size.median() < 1.4 and size.max() > 50
+
+
+def test_the_error_of_a_regression_is_that_of_the_second_half():
+    targets, predicted = torch.ones(3, 8, 2), torch.zeros(3, 8, 2)
+    assert Regression.score(predicted, targets) == 1.0
+    predicted[:, 4:] = 1.5
+    assert Regression.score(predicted, targets) == 0.25
 
 
 @pytest.mark.parametrize("level", [(64, 4), (64, 16), (128, 32)])

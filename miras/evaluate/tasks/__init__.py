@@ -6,8 +6,10 @@ from miras.errors import UsageError, near
 from miras.evaluate.tasks.base import Built as Built
 from miras.evaluate.tasks.base import Examples as Examples
 from miras.evaluate.tasks.base import LanguageTask as LanguageTask
+from miras.evaluate.tasks.base import Readings as Readings
 from miras.evaluate.tasks.base import SyntheticTask as SyntheticTask
 from miras.evaluate.tasks.base import Task as Task
+from miras.evaluate.tasks.base import TokenTask as TokenTask
 from miras.evaluate.tasks.copying import SelectiveCopy as SelectiveCopy
 from miras.evaluate.tasks.needle import Needle as Needle
 from miras.evaluate.tasks.perplexity import Perplexity as Perplexity
@@ -15,6 +17,7 @@ from miras.evaluate.tasks.perplexity import Positions as Positions
 from miras.evaluate.tasks.recall import MQAR as MQAR
 from miras.evaluate.tasks.recall import Memorisation as Memorisation
 from miras.evaluate.tasks.recall import NoisyRecall as NoisyRecall
+from miras.evaluate.tasks.regression import Regression as Regression
 from miras.evaluate.tasks.tracking import Parity as Parity
 from miras.evaluate.tasks.tracking import Permutations as Permutations
 
@@ -26,6 +29,7 @@ TASKS: dict[str, Task] = {
     "needle_uuid": Needle("uuid"),
     "mqar": MQAR(),
     "noisy_recall": NoisyRecall(),
+    "regression": Regression(),
     "selective_copy": SelectiveCopy(),
     "memorisation": Memorisation(),
     "parity": Parity(),

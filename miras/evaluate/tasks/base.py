@@ -17,6 +17,9 @@ from miras.registry import Axis
 IGNORE = -100
 """Stands in targets where nothing is asked."""
 
+RATES = (0.0, 0.1, 0.2, 0.3, 0.4)
+"""Shares that are corrupted, of tasks that corrupt something."""
+
 Row = dict[str, Any]
 """A line of results: the level under the names in `Task.level`, then what was measured."""
 
@@ -94,6 +97,22 @@ class Examples(NamedTuple):
         return Examples(self.inputs[start:end], self.targets[start:end], noise, self.inside)
 
 
+class Readings(NamedTuple):
+    """Sequences of vectors of one level.
+
+    Attributes:
+        inputs: float32 [N, T, I].
+        targets: float32 [N, T, O], what is to be answered at each token.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def part(self, start: int, end: int) -> Readings:
+        """Some of the sequences."""
+        return Readings(self.inputs[start:end], self.targets[start:end])
+
+
 class Built(NamedTuple):
     """A synthetic task with its random choices made.
 
@@ -102,12 +121,12 @@ class Built(NamedTuple):
         test: the same for every model and every run with this seed, per level.
     """
 
-    train: Iterator[Examples]
-    test: dict[Any, Examples]
+    train: Iterator[Any]
+    test: dict[Any, Any]
 
 
 class SyntheticTask(Task):
-    """Learned from nothing: tokens in, a label where one is asked for.
+    """Learned from nothing, from sequences that are drawn.
 
     Attributes:
         train: levels that are trained on, in equal parts.
@@ -115,23 +134,22 @@ class SyntheticTask(Task):
         examples: test sequences per level.
     """
 
-    measures = ("accuracy",)
     train: tuple[Any, ...]
     test: tuple[Any, ...]
     examples: int
-
-    @property
-    @abstractmethod
-    def tokens(self) -> int:
-        """Size of the vocabulary."""
 
     @abstractmethod
     def length(self, level: Any) -> int:
         """Tokens of a sequence."""
 
     @abstractmethod
-    def draw(self, rng: np.random.Generator, level: Any, count: int) -> Examples:
+    def draw(self, rng: np.random.Generator, level: Any, count: int) -> Examples | Readings:
         """`count` independent sequences of one level."""
+
+    @staticmethod
+    @abstractmethod
+    def score(predicted: Tensor, targets: Tensor) -> float:
+        """The one measure, of answers to a level's sequences that are shaped as its targets."""
 
     def build(self, seed: int, batch: int = 4096) -> Built:
         """Training batches and test sets; training and test draw from independent streams of random numbers.
@@ -143,17 +161,28 @@ class SyntheticTask(Task):
         rng = np.random.default_rng([seed, 1])
         return Built(self._batches(seed, batch), {level: self.draw(rng, level, self.examples) for level in self.test})
 
+    def _batches(self, seed: int, batch: int) -> Iterator[Examples | Readings]:
+        rng = np.random.default_rng([seed, 0])
+        while True:
+            level = self.train[rng.integers(len(self.train))]
+            yield self.draw(rng, level, max(1, batch // self.length(level)))
+
+
+class TokenTask(SyntheticTask):
+    """Tokens in, a label where one is asked for."""
+
+    measures = ("accuracy",)
+
+    @property
+    @abstractmethod
+    def tokens(self) -> int:
+        """Size of the vocabulary."""
+
     @staticmethod
     def score(predicted: Tensor, targets: Tensor) -> float:
         """Share of right answers among those asked for; both int64 [N, T]."""
         asked = targets != IGNORE
         return (predicted == targets)[asked].float().mean().item()
-
-    def _batches(self, seed: int, batch: int) -> Iterator[Examples]:
-        rng = np.random.default_rng([seed, 0])
-        while True:
-            level = self.train[rng.integers(len(self.train))]
-            yield self.draw(rng, level, max(1, batch // self.length(level)))
 
 
 def distinct(rng: np.random.Generator, count: int, size: int, choices: int) -> np.ndarray:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from miras.errors import UsageError
-from miras.evaluate.tasks.base import IGNORE, Examples, SyntheticTask, as_examples, distinct
+from miras.evaluate.tasks.base import IGNORE, Examples, TokenTask, as_examples, distinct
 
 
 @dataclass(frozen=True)
-class SelectiveCopy(SyntheticTask):
+class SelectiveCopy(TokenTask):
     """Selective copying: repeat the items that stood between blanks (arXiv 2312.00752, 2403.17844).
 
     Of `length` tokens the first length - items - 1 are blanks with `items` random items at random places among them;

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from miras.errors import UsageError
-from miras.evaluate.tasks.base import IGNORE, Examples, SyntheticTask, as_examples, distinct
+from miras.evaluate.tasks.base import IGNORE, RATES, Examples, TokenTask, as_examples, distinct
 
-NOISES, RATES = ("value", "token", "heavy", "inside"), (0.0, 0.1, 0.2, 0.3, 0.4)
+NOISES = ("value", "token", "heavy", "inside")
 
 
 @dataclass(frozen=True)
-class MQAR(SyntheticTask):
+class MQAR(TokenTask):
     """Multi-query associative recall: a key's value when the key comes back (zoology, arXiv 2312.04927).
 
     A sequence of `length` tokens begins with `pairs` of different keys, 1 to vocabulary / 2 - 1, and different values,
@@ -70,7 +70,7 @@ class MQAR(SyntheticTask):
 
 
 @dataclass(frozen=True)
-class NoisyRecall(SyntheticTask):
+class NoisyRecall(TokenTask):
     """Recall from pairs shown several times, a share of the showings corrupted; scored on the clean values.
 
     `pairs` different keys and values are shown `repeats` times each, all showings in random order, then each key is
@@ -151,7 +151,7 @@ class NoisyRecall(SyntheticTask):
 
 
 @dataclass(frozen=True)
-class Memorisation(SyntheticTask):
+class Memorisation(TokenTask):
     """Memorisation: learn one fixed dictionary by heart (MAD, arXiv 2403.17844).
 
     A sequence is made of random keys, each followed by the token that asks for its value. The dictionary, a one-to-one

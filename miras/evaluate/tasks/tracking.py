@@ -9,11 +9,11 @@ from functools import lru_cache
 import numpy as np
 
 from miras.errors import UsageError
-from miras.evaluate.tasks.base import Examples, SyntheticTask, as_examples
+from miras.evaluate.tasks.base import Examples, TokenTask, as_examples
 
 
 @dataclass(frozen=True)
-class Parity(SyntheticTask):
+class Parity(TokenTask):
     """Parity: after every bit, whether the number of ones so far is odd (arXiv 2411.12537).
 
     Trained to length 40 and tested to 256, as there. Guessing gives 0.5. A length beyond the trained ones asks whether
@@ -47,7 +47,7 @@ class Parity(SyntheticTask):
 
 
 @dataclass(frozen=True)
-class Permutations(SyntheticTask):
+class Permutations(TokenTask):
     """The word problem of S_n: after every permutation, the composition of all so far (arXiv 2404.08819).
 
     A token is one of the n! permutations in lexicographic order (token 0 is the identity), and the target at t is
