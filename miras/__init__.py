@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from miras.engines import explain as explain
     from miras.engines import plan as plan
     from miras.engines import run as run
+    from miras.inputs import Inputs as Inputs
+    from miras.layer import LayerState as LayerState
     from miras.layer import MirasLayer as MirasLayer
     from miras.mixer import Mixer as Mixer
     from miras.rule import Rule as Rule
@@ -28,6 +30,8 @@ __version__ = "0.1.0"
 _MODULES = ("algorithm", "bias", "memory", "retention", "variants", "hf")
 _NAMES = {
     "Attention": "attention",
+    "Inputs": "inputs",
+    "LayerState": "layer",
     "MirasLayer": "layer",
     "Mixer": "mixer",
     "Rule": "rule",

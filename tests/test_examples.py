@@ -24,7 +24,7 @@ def run(name, *words):
 
 
 def test_every_example_is_run_here():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"own_axes.py", "own_rule.py", "stream.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"own_axes.py", "own_rule.py", "sensors.py", "stream.py"}
 
 
 def test_a_rule_of_ones_own_learns_and_writes():
@@ -41,6 +41,13 @@ def test_huber_is_robust_where_least_squares_is_not(corrupted):
     error = {name.strip(): float(x) for name, x in re.findall(r"^  (.{14}) (\S+)$", said, flags=re.MULTILINE)}
     assert error["Huber"] < 0.1
     assert (error["l_2"] > 1) == (corrupted != "0")
+
+
+def test_a_layer_that_learned_from_clean_readings_bears_wrong_ones_by_huber():
+    said = run("sensors.py", "--steps", "100")
+    pattern = r"^  (\S+) +clean (\S+) +corrupted (\S+)$"
+    lost = {name: float(y) - float(x) for name, x, y in re.findall(pattern, said, flags=re.MULTILINE)}
+    assert 0 < lost["Huber"] < lost["l_2"] / 2
 
 
 def test_a_bias_and_a_gate_of_ones_own_keep_the_contract():
