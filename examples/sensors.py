@@ -2,14 +2,16 @@
 
 Each instrument shows y = W x of a state x that is known, by a W of its own. A network around one `MirasLayer` learns,
 from clean readings of many instruments, to foretell what a new one will show. Then it follows instruments that it has
-not seen, reading by reading, with a state of constant size, and some readings are far off. Huber's loss bounds what
-one of them does to the memory; least squares do not.
+not seen, reading by reading, with a state of constant size that on the way goes to a file and comes back, and some
+readings are far off. Huber's loss bounds what one of them does to the memory; least squares do not.
 
     python examples/sensors.py --corrupted 0.2
 """
 
 import argparse
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +34,8 @@ class Forecaster(nn.Module):
         self.out = nn.Linear(dim, READINGS)
 
     def forward(self, x: Tensor, state: miras.LayerState | None = None) -> tuple[Tensor, miras.LayerState]:
-        y, state = self.layer(self.into(x), state)
-        return self.out(y), state
+        y, after = self.layer(self.into(x), state)
+        return self.out(y), after
 
 
 def instruments(count: int, tokens: int, corrupted: float) -> tuple[Tensor, Tensor]:
@@ -45,6 +47,20 @@ def instruments(count: int, tokens: int, corrupted: float) -> tuple[Tensor, Tens
     last = torch.cat([x, seen], -1).roll(1, 1)
     last[:, 0] = 0
     return torch.cat([last, x], -1), y
+
+
+@torch.no_grad()
+def follow(model: Forecaster, given: Tensor) -> Tensor:
+    """What is foretold for each reading, one at a time."""
+    state, found = None, []
+    for t in range(given.shape[1]):
+        y, state = model(given[:, t : t + 1], state)
+        found.append(y)
+        if t == given.shape[1] // 2:
+            with tempfile.TemporaryDirectory() as folder:  # the stream may go on on another machine
+                miras.save_state(Path(folder) / "state", model.layer, state)
+                state = miras.load_state(Path(folder) / "state", model.layer)
+    return torch.cat(found, 1)
 
 
 def main(steps: int, tokens: int, corrupted: float) -> None:
@@ -66,13 +82,9 @@ def main(steps: int, tokens: int, corrupted: float) -> None:
         for rate in (0, corrupted):
             torch.manual_seed(1)
             given, right = instruments(16, tokens, rate)
-            state, found = None, []
-            with torch.no_grad():
-                for t in range(tokens):
-                    y, state = model(given[:, t : t + 1], state)
-                    found.append(y)
-            wrong = (torch.cat(found, 1) - right)[:, tokens // 2 :]
-            errors.append(wrong.square().sum() / right[:, tokens // 2 :].square().sum())
+            late = slice(tokens // 2, tokens)
+            wrong = (follow(model, given) - right)[:, late]
+            errors.append(wrong.square().sum() / right[:, late].square().sum())
         print(f"  {name:<6} clean {errors[0]:.3f}   corrupted {errors[1]:.3f}")
 
 

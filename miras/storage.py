@@ -5,66 +5,107 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import overload
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from miras.attention import Attention, CacheState
 from miras.errors import MirasError, UsageError
+from miras.layer import LayerState, MirasLayer
+from miras.mixer import Mixer
 from miras.rule import Rule, State
-from miras.state import tensors
+from miras.state import BatchState, tensors
 
 
-def save_state(path: str | Path, rule: Rule, state: State) -> None:
+@overload
+def save_state(path: str | Path, of: Rule, state: State) -> None: ...
+@overload
+def save_state(path: str | Path, of: MirasLayer, state: LayerState) -> None: ...
+def save_state(path: str | Path, of: Rule | MirasLayer, state: BatchState) -> None:
     """Write a state, its initial memory and slow parameters included, as safetensors with the rule's fingerprint.
 
     Args:
         path: file to write; it is replaced only once the new one is whole.
-        rule: the rule that the state belongs to.
+        of: the rule that the state belongs to, or the layer. A layer's other parameters are not in the file.
         state: the state.
     """
     path = Path(path)
     part = path.with_name(path.name + ".part")
+    mixer, held = _mixer(of), state.mixer if isinstance(state, LayerState) else state
     about = {
-        "rule": json.dumps(rule.to_config()),
-        "fingerprint": rule.fingerprint,
-        "aligned": json.dumps(state.aligned),
+        "rule": json.dumps(mixer.to_config()),
+        "fingerprint": mixer.fingerprint,
+        "layer": _layer(of),
+        "aligned": json.dumps(isinstance(held, State) and held.aligned),
     }
     # A fresh state's dual and origin are one tensor, which the format does not take twice.
     save_file({name: x.detach().clone().contiguous() for name, x in tensors(state).items()}, part, about)
     os.replace(part, path)
 
 
-def load_state(path: str | Path, rule: Rule, device: str = "cpu") -> State:
+@overload
+def load_state(path: str | Path, of: Rule, device: str = "cpu") -> State: ...
+@overload
+def load_state(path: str | Path, of: MirasLayer, device: str = "cpu") -> LayerState: ...
+def load_state(path: str | Path, of: Rule | MirasLayer, device: str = "cpu") -> BatchState:
     """Read what `save_state` wrote.
 
     Args:
         path: the file.
-        rule: the rule that is to go on.
+        of: the rule, or the layer, that is to go on.
         device: where to put the tensors.
 
     Raises:
-        UsageError: there is no such file, or it holds the state of another rule, which is then written out.
+        UsageError: there is no such file, or it holds the state of another rule or layer, which is then written out.
         MirasError: the file is not one of `save_state`.
     """
     if not Path(path).is_file():
         raise UsageError(f"load_state: there is no file {path}.")
     with safe_open(path, framework="pt", device=device) as file:
-        about = file.metadata() or {}
+        about, mixer = file.metadata() or {}, _mixer(of)
         if "fingerprint" not in about:
             raise MirasError(f"load_state: {path} was not written by save_state.")
-        if about["fingerprint"] != rule.fingerprint:
+        if about["fingerprint"] != mixer.fingerprint:
             raise UsageError(
                 f"load_state: {path} holds the state of another rule, {about['rule']}; "
-                f"this one is {json.dumps(rule.to_config())}."
+                f"this one is {json.dumps(mixer.to_config())}."
+            )
+        if (written := about.get("layer", "")) != _layer(of):
+            raise UsageError(
+                f"load_state: {path} holds the state of {written or 'a rule'}, asked for was that of "
+                f"{_layer(of) or 'a rule'}."
             )
         found = {name: file.get_tensor(name) for name in file.keys()}
-
-    def part(name: str) -> dict[str, Tensor]:
-        return {key.removeprefix(f"{name}."): x for key, x in found.items() if key.startswith(f"{name}.")}
-
-    dual, slots = part("dual"), part("slots")
-    by_leaf = {n: tuple(slots[f"{n}.{i}"] for i in range(rule.algorithm.slots)) for n in dual}
     aligned = json.loads(about["aligned"])
-    rest = {"pending": part("pending"), "recent": part("recent")}
-    return State(dual, by_leaf, part("origin"), found["offset"], part("home"), part("slow"), aligned, **rest)
+    if isinstance(of, MirasLayer):
+        inner = _restored(mixer, _part(found, "mixer"), aligned)
+        return LayerState(inner, found.get("conv"), found["position"])
+    return _restored(mixer, found, aligned)
+
+
+def _mixer(of: Rule | MirasLayer) -> Mixer:
+    return of.rule if isinstance(of, MirasLayer) else of
+
+
+def _layer(of: Rule | MirasLayer) -> str:
+    """What a layer's state depends on besides its rule; of a rule nothing."""
+    if not isinstance(of, MirasLayer):
+        return ""
+    conv = "no convolution" if of.conv is None else f"a convolution over {of.conv.width} tokens"
+    return f"a layer of {of.heads} heads of {of.head_dim} and {conv}"
+
+
+def _part(found: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): x for key, x in found.items() if key.startswith(f"{name}.")}
+
+
+def _restored(mixer: Mixer, found: dict[str, Tensor], aligned: bool) -> State | CacheState:
+    if isinstance(mixer, Attention):
+        return CacheState(**found)
+    assert isinstance(mixer, Rule)
+    dual, slots = _part(found, "dual"), _part(found, "slots")
+    by_leaf = {n: tuple(slots[f"{n}.{i}"] for i in range(mixer.algorithm.slots)) for n in dual}
+    rest = {name: _part(found, name) for name in ("home", "slow", "pending", "recent")}
+    return State(dual, by_leaf, _part(found, "origin"), found["offset"], aligned=aligned, **rest)

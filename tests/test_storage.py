@@ -34,6 +34,34 @@ def test_a_stream_goes_on_from_a_file(stream, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
 
 
+@pytest.mark.parametrize("conv", [0, 4])
+@pytest.mark.parametrize("mixer", [miras.variants.titans(chunk=4), miras.Attention()], ids=["titans", "attention"])
+def test_a_layer_goes_on_from_a_file(mixer, conv, tmp_path):
+    layer, x = miras.MirasLayer(16, 2, mixer, conv=conv), torch.randn(2, 11, 16)
+    whole, _ = layer(x)
+    _, state = layer(x[:, :6])
+    save_state(tmp_path / "state", layer, state)
+    loaded = load_state(tmp_path / "state", layer)
+    assert tensors(loaded).keys() == tensors(state).keys()
+    assert all(torch.equal(y, tensors(loaded)[name]) for name, y in tensors(state).items())
+    rest, _ = layer(x[:, 6:], loaded)
+    torch.testing.assert_close(rest, whole[:, 6:])
+
+
+def test_a_state_of_another_layer_is_refused(stream, tmp_path):
+    rule, *_, state = stream
+    layer, other = miras.MirasLayer(16, 2, rule), miras.MirasLayer(16, 2, rule, conv=0)
+    _, seen = layer(torch.randn(2, 3, 16))
+    save_state(tmp_path / "state", layer, seen)
+    with pytest.raises(UsageError, match=r"2 heads of 8 and a convolution over 4 tokens, asked .* no convolution"):
+        load_state(tmp_path / "state", other)
+    with pytest.raises(UsageError, match="asked for was that of a rule"):
+        load_state(tmp_path / "state", rule)
+    save_state(tmp_path / "state", rule, state)
+    with pytest.raises(UsageError, match="the state of a rule, asked for was that of a layer of 2 heads of 8"):
+        load_state(tmp_path / "state", layer)
+
+
 def test_a_fresh_state_stays_aligned(stream, tmp_path):
     rule, *_, state = stream
     save_state(tmp_path / "state", rule, state)
