@@ -11,7 +11,7 @@ from miras.errors import Diverged, UsageError
 from miras.evaluate import scratch
 from miras.evaluate.compare import compare, mean_of, settle
 from miras.evaluate.scratch import ScratchConfig, learn
-from miras.evaluate.tasks import TASKS, Memorisation, NoisyRecall
+from miras.evaluate.tasks import TASKS, Memorisation, NoisyRecall, Regression
 from miras.report.results import task_sections
 from miras.report.table import Table
 
@@ -85,6 +85,27 @@ def test_noise_inside_reaches_the_values_of_every_layer_and_nothing_else(name, m
     worst = int(examples.noise.argmax())
     loud = second[2].square().flatten(2).unflatten(1, (-1, steps)).flatten(2).mean(-1).sqrt().flatten()
     assert int(loud.argmax()) == worst and loud[worst] > 10 * loud.median()
+
+
+@pytest.mark.parametrize("model", ["gated_deltanet", "transformer"])
+def test_a_regression_is_learned(model):
+    asked = Regression(states=2, readings=1, span=16, test=(0.0,), examples=64)
+    (row,) = learn(asked, ScratchConfig(model, **SMALL | {"steps": 300}), quiet)[1]
+    assert row["rate"] == 0 and row["error"] < (0.3 if model == "gated_deltanet" else 0.9)
+
+
+def test_a_reading_reaches_the_memory_as_large_as_it_is(monkeypatch):
+    model, values = ScratchConfig("gated_deltanet", **SMALL).build(Regression()), []
+
+    def watched(rule, q, k, v, *rest, **named):
+        values.append(v)
+        return run(rule, q, k, v, *rest, **named)
+
+    monkeypatch.setattr("miras.layer.run", watched)
+    readings = torch.randn(2, 3, 20)
+    for scale in (1.0, 1024.0):
+        model(readings * scale)
+    torch.testing.assert_close(values[1], values[0] * 1024, rtol=0, atol=0)
 
 
 def test_a_lost_training_says_so(monkeypatch):
