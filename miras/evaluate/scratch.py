@@ -186,7 +186,8 @@ def _noisy_values(layer: MirasLayer, noise: Tensor) -> RemovableHandle:
 def _loss(model: Student, examples: Any) -> Tensor:
     if isinstance(model, Regressor):
         predicted = model(examples.inputs)
-        return F.mse_loss(predicted, examples.targets.to(predicted))
+        asked = ~examples.targets.isnan()
+        return F.mse_loss(predicted[asked], examples.targets[asked].to(predicted))
     return F.cross_entropy(*_answers(model, examples))
 
 

@@ -81,13 +81,16 @@ def test_readings_are_of_one_instrument_but_for_those_that_are_corrupted(rate):
     asked = Regression(states=3, readings=2, span=40)
     inputs, targets = (x.double() for x in draw(asked, rate, 200))
     assert inputs.shape == (200, 40, 8) and targets.shape == (200, 40, 2)
-    x = inputs[..., 5:]
+    x, asked_of = inputs[..., 5:], ~targets.isnan().any(-1)
     assert not inputs[:, 0, :5].any() and torch.equal(inputs[:, 1:, :3], x[:, :-1])
-    fitted = torch.linalg.lstsq(x, targets)
-    torch.testing.assert_close(x @ fitted.solution, targets, rtol=0, atol=1e-5)
-    assert fitted.solution.var().item() == pytest.approx(1 / 3, rel=0.2)
-    noise = inputs[:, 1:, 3:5] - targets[:, :-1]
+    seen = asked_of[..., None]
+    w = torch.linalg.lstsq(torch.where(seen, x, 0.0), torch.where(seen, targets, 0.0)).solution
+    y = x @ w
+    torch.testing.assert_close(y[asked_of], targets[asked_of], rtol=0, atol=1e-5)
+    assert w.var().item() == pytest.approx(1 / 3, rel=0.2)
+    noise = inputs[:, 1:, 3:5] - y[:, :-1]
     wrong = (noise.abs() > 1e-5).any(-1)
+    assert torch.equal(wrong, ~asked_of[:, 1:]) and asked_of[:, 0].all()
     assert wrong.double().mean().item() == pytest.approx(rate, abs=0.02)
     if rate:
         # Typical noise is of the size of a reading, the largest of some hundreds is many times that.
@@ -100,6 +103,8 @@ def test_the_error_of_a_regression_is_that_of_the_second_half():
     assert Regression.score(predicted, targets) == 1.0
     predicted[:, 4:] = 1.5
     assert Regression.score(predicted, targets) == 0.25
+    predicted[0, 5], targets[0, 5] = 1e9, torch.nan
+    assert Regression.score(predicted, targets) == 0.25, "nothing was asked there"
 
 
 @pytest.mark.parametrize("level", [(64, 4), (64, 16), (128, 32)])

@@ -102,7 +102,7 @@ class Readings(NamedTuple):
 
     Attributes:
         inputs: float32 [N, T, I].
-        targets: float32 [N, T, O], what is to be answered at each token.
+        targets: float32 [N, T, O], what is to be answered at each token; NaN where nothing is asked.
     """
 
     inputs: Tensor

@@ -20,7 +20,8 @@ class Regression(SyntheticTask):
     1 / states. A token is the last state, what was read of it, and the new state; asked is what the instrument will
     show, without noise, in training too. A level is a rate: to so large a share of the readings heavy-tailed noise is
     added, normal numbers times Student's t with 1.5 degrees of freedom, whose mean is finite and whose variance is not.
-    The error is that of the second half of a sequence, its squares over those of the targets; who knows nothing has 1.
+    Nothing is asked of a token that itself holds such a reading: what counts is what it left in the memory. The error
+    is that of the second half of a sequence, its squares over those of the targets; who knows nothing has 1.
 
     Unlike the embedding of a token, readings can be extreme in size, and no norm stands before the memory here. Models
     have seen no noise (`train=0`, the default) or were trained with it.
@@ -62,10 +63,11 @@ class Regression(SyntheticTask):
         read = y + np.where(hit, size * rng.standard_normal(y.shape), 0.0)
         past = np.concatenate([x, read], -1)[:, :-1]
         inputs = np.concatenate([np.pad(past, ((0, 0), (1, 0), (0, 0))), x], -1)
+        y[:, 1:][hit[:, :-1, 0]] = np.nan
         return Readings(torch.from_numpy(inputs).float(), torch.from_numpy(y).float())
 
     @staticmethod
     def score(predicted: Tensor, targets: Tensor) -> float:
         half = targets.shape[1] // 2
-        wrong, power = (predicted - targets)[:, half:].square().sum(), targets[:, half:].square().sum()
+        wrong, power = (predicted - targets)[:, half:].square().nansum(), targets[:, half:].square().nansum()
         return (wrong / power).item()
