@@ -12,6 +12,7 @@ from miras.evaluate import scratch
 from miras.evaluate.compare import compare, mean_of, settle
 from miras.evaluate.scratch import ScratchConfig, learn
 from miras.evaluate.tasks import TASKS, Memorisation, NoisyRecall, Regression
+from miras.report.figures import Curves
 from miras.report.results import task_sections
 from miras.report.table import Table
 
@@ -136,6 +137,13 @@ def test_a_seed_that_diverged_is_a_result(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.count("was lost at step 3") == 2
     (table,) = (section for section in task_sections(found) if isinstance(section, Table))
     assert table.note == "Accuracy by length. yaad: 1 of its seeds diverged."
+
+
+@pytest.mark.parametrize(("highest", "log"), [(0.9, ""), (90.0, "y")])
+def test_errors_that_differ_by_hundreds_have_a_logarithmic_axis(highest, log):
+    rows = [{"rate": rate, "error": {"values": [value]}} for rate, value in ((0.0, 0.03), (0.2, highest))]
+    _, curves = task_sections({"task": "regression", "models": {"yaad": {"rows": rows}}})
+    assert isinstance(curves, Curves) and curves.log == log
 
 
 def test_a_rule_from_a_file(tmp_path):
