@@ -77,7 +77,7 @@ def _figures(
     curves = [Series(name, tuple(row[x] for row, _ in line), tuple(value for _, value in line)) for name, line in lines]
     log = "x" if min(min(s.x) for s in curves) > 0 else ""
     errors = [y for s in curves for y in s.y] if better == "low" else []
-    if errors and 0 < 100 * min(errors) < max(errors):
+    if errors and 0 < 30 * min(errors) < max(errors):
         log += "y"
     return [table, Curves(x, word, tuple(curves), title, log=log)]
 

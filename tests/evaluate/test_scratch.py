@@ -139,8 +139,8 @@ def test_a_seed_that_diverged_is_a_result(tmp_path, monkeypatch, capsys):
     assert table.note == "Accuracy by length. yaad: 1 of its seeds diverged."
 
 
-@pytest.mark.parametrize(("highest", "log"), [(0.9, ""), (90.0, "y")])
-def test_errors_that_differ_by_hundreds_have_a_logarithmic_axis(highest, log):
+@pytest.mark.parametrize(("highest", "log"), [(0.6, ""), (6.0, "y")])
+def test_errors_that_differ_by_tens_have_a_logarithmic_axis(highest, log):
     rows = [{"rate": rate, "error": {"values": [value]}} for rate, value in ((0.0, 0.03), (0.2, highest))]
     _, curves = task_sections({"task": "regression", "models": {"yaad": {"rows": rows}}})
     assert isinstance(curves, Curves) and curves.log == log
