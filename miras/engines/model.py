@@ -72,9 +72,6 @@ class Model:
         memory, bias, retention = rule.memory, rule.bias, rule.retention
         assert isinstance(memory, MLP | SwiGLU)
         w1, w2 = leaves["w1"], leaves["w2"]
-        p, sharpness = (
-            (bias.p if isinstance(bias, Lp) else 1.0, bias.sharpness) if isinstance(bias, Lp | L1) else (0.0, 0.0)
-        )
         q, units = 0.0, (1.0, 1.0)
         if isinstance(retention, KL):
             units = mass(w1), mass(w2)
@@ -89,8 +86,7 @@ class Model:
             memory.eps,
             memory.residual,
             bias_name(rule),
-            p,
-            sharpness,
+            *bias_numbers(rule),
             bool(bias.clip),
             link_name(rule),
             q,
@@ -145,6 +141,14 @@ def bias_name(rule: Rule) -> str:
     if isinstance(bias, Huber):
         return f"huber_{bias.form}"
     return {Dot: "dot", L2: "l2", Robust: "robust"}.get(type(bias), "")
+
+
+def bias_numbers(rule: Rule) -> tuple[float, float]:
+    """Exponent and sharpness of a rule's bias, where it has them."""
+    bias = rule.bias
+    if not isinstance(bias, Lp | L1):
+        return 0.0, 0.0
+    return bias.p if isinstance(bias, Lp) else 1.0, bias.sharpness
 
 
 def link_name(rule: Rule) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import assert_same_states, call, draw_memory, draw_tokens, matrix
@@ -33,8 +35,16 @@ MORE = (
     matrix(bias.L2(), retention.NoRetention(to="initial"), algorithm.Implicit(), start="learned"),
     matrix(bias.Dot(), retention.L2(to="initial"), start="learned"),
     matrix(bias.Erase(along="key"), retention.L2(to="initial"), start="learned", gradient_at="decayed"),
+    matrix(bias.Huber(), retention.L2(), gradient_at="decayed"),
+    matrix(bias.Huber(), retention.L2(to="initial"), start="learned"),
+    matrix(bias.Huber(), retention.NoRetention(), algorithm.GradientDescent(steps=2), read_at="before"),
+    matrix(bias.L1(), retention.L2()),
+    matrix(bias.L1(form="paper"), retention.NoRetention()),
+    matrix(bias.Lp(p=3.0, clip=False), retention.L2(), channels=True),
+    matrix(bias.Lp(p=1.5, form="paper"), retention.L2(to="initial"), start="learned", gradient_at="decayed"),
 )
 DELTA = variants.gated_deltanet()
+HUBER = replace(DELTA, bias=bias.Huber())
 HOME = variants.homing_deltanet()
 
 
@@ -59,7 +69,14 @@ def test_it_is_the_token_loop(rule, channels, time):
     engines_agree(rule, tokens, rule.init(start, batch=2), {**tokens.named(), **start})
 
 
-@pytest.mark.parametrize("rule", [DELTA, HOME], ids=["to zero", "to a home"])
+def test_a_threshold_per_head_with_other_gates_per_channel():
+    tokens, start = problem(HUBER, 40, channels=True)
+    tokens = tokens._replace(gates={**tokens.gates, "delta": tokens.gates["delta"][..., :1].detach().requires_grad_()})
+    assert "per head" in miras.explain(HUBER, {**tokens.gates, "delta": tokens.gates["eta"]})["native"]
+    assert_engine_is_the_loop("native", HUBER, tokens, HUBER.init(start, batch=2), {**tokens.named(), **start})
+
+
+@pytest.mark.parametrize("rule", [DELTA, HOME, HUBER], ids=["to zero", "to a home", "Huber"])
 @pytest.mark.parametrize("cuts", [(20,), (3, 40)], ids=str)
 def test_cut_anywhere(cuts, rule):
     tokens, start = problem(rule, 45)
@@ -75,7 +92,7 @@ def test_cut_anywhere(cuts, rule):
     ],
     ids=["right", "left", "pack"],
 )
-@pytest.mark.parametrize("rule", [DELTA, HOME], ids=["to zero", "to a home"])
+@pytest.mark.parametrize("rule", [DELTA, HOME, HUBER], ids=["to zero", "to a home", "Huber"])
 def test_padding_and_packs(options, rule):
     packed = "cu_seqlens" in options
     tokens, start = problem(rule, 80 if packed else 40, batch=1 if packed else 2)
@@ -153,9 +170,11 @@ def test_flops_are_those_of_the_formula():
         (matrix(bias.Dot(), retention.TwoSided()).rule, None, "decay of one side"),
         (matrix(bias.Erase(), retention.L2(to="initial"), start="learned").rule, None, "Erase(along='key')"),
         (matrix(bias.Dot(), retention.L2(), algorithm.Momentum()).rule, None, "gradient descent"),
+        (matrix(bias.Huber(form="norm"), retention.L2()).rule, None, "each coordinate's error by itself"),
+        (matrix(bias.Lp(), retention.L2()).rule, None, "each coordinate's error by itself"),
         (DELTA, (torch.zeros(1, 4, 1, 24), torch.zeros(1, 4, 1, 16)), "a multiple of 16 up to 256, not of 24 and 16"),
     ],
-    ids=["chunk", "two sides", "home", "momentum", "heads"],
+    ids=["chunk", "two sides", "home", "momentum", "norm", "clip", "heads"],
 )
 def test_it_says_why_not(rule, tokens, reason):
     assert reason in miras.explain(rule, tokens=tokens)["native"]

@@ -5,9 +5,10 @@
 // with r = v and no p for a dot-product bias; r = v - p and nothing more where what is erased is erased along the key
 // (L2: e = k); r = v where it is erased along a b of its own. e is alpha_t e_t where gradients are taken at the decayed
 // memory, and y_t = A_{t-1} q_t where a token reads before it learns. alpha and eta are one number or one a channel.
+// With another bias whose gradient is an odd function f of each coordinate of the error, r = f(v - p).
 //
 // The rows of A do not know of each other. A few of them at a time go through a tile of tokens, and for the way back
-// through the same tile once more, from the memory that it found: of each tile that is kept, and r, or p.
+// through the same tile once more, from the memory that it found: of each tile that is kept, and v - p, or p.
 #pragma once
 
 #include "frame.h"
@@ -20,26 +21,31 @@ extern "C" {
 struct LinearCall {
     // M tiles of C tokens, N sequences; tile i of sequence n is number first[i] + n.
     int64_t sequences, heads, tokens, keys, values, eta_width, decay_width, erasure, decayed, before, kept, threads;
+    int64_t bias; // L2, or what makes f; no other where nothing is erased along the key
+    double exponent, sharpness;
     const int64_t *first, *count;
-    // Tokens [M, H, C, .]; log alpha, e and b where there are such; the memory [N, H, values, keys].
-    const real *queries, *k, *v, *eta, *decay, *erase, *along, *start;
+    // Tokens [M, H, C, .]; log alpha, e, b and the bias' gate [M, H, C, 1] where there are such; the memory
+    // [N, H, values, keys].
+    const real *queries, *k, *v, *eta, *decay, *erase, *along, *gate, *start;
     real *y, *end;
-    // Kept: r or p [M, H, C, values]; the memory that each tile finds [M, H, values, keys].
+    // Kept: v - p or p [M, H, C, values]; the memory that each tile finds [M, H, values, keys].
     real *error, *states;
     const real *from_y, *from_end;
-    real *to_queries, *to_k, *to_v, *to_eta, *to_decay, *to_erase, *to_along, *to_start;
+    real *to_queries, *to_k, *to_v, *to_eta, *to_decay, *to_erase, *to_along, *to_gate, *to_start;
 
     int64_t programs() const { return sequences * heads; }
 };
 }
 
-// Rows that go through a tile together, and those of them whose products share a load of the other operand.
-constexpr int BLOCK = 8, GROUP = 4;
+// Rows that go through a tile together, and those of them whose products share a load of the other operand. Their errors
+// are filled up to whole vectors.
+constexpr int BLOCK = 8, GROUP = 4, FILLED = LANES > GROUP ? LANES : GROUP;
 
 class Linear {
     const LinearCall &call;
     const int64_t C, keys, values, size;
     const Erasure erasure;
+    const Head head;
     Pool pool;
     int64_t own = 0, tile = 0;
     // [C, keys]: alpha, eta k, eta b, and what p is asked with.
@@ -51,7 +57,9 @@ class Linear {
   public:
     explicit Linear(const LinearCall &call)
         : call(call), C(call.tokens), keys(call.keys), values(call.values), size(keys * values),
-          erasure(Erasure(call.erasure)) {
+          erasure(Erasure(call.erasure)),
+          head{FILLED, false, false, false, Bias(call.bias), 0, real(call.exponent), real(call.sharpness), nullptr,
+               nullptr} {
         for (real **part : {&alpha, &write, &remove, &ask, &to_alpha, &to_write, &to_remove, &to_ask})
             *part = pool.take(C * keys);
         memory = pool.take(size);
@@ -75,6 +83,7 @@ class Linear {
             go_to(i);
             for (real *part : {to_alpha, to_write, to_remove, to_ask}) std::fill_n(part, C * keys, real(0));
             std::fill_n(call.to_queries + tile * C * keys, C * keys, real(0));
+            if (call.gate) std::fill_n(call.to_gate + tile * C, C, real(0));
             for (int64_t row = 0; row < values; row += BLOCK)
                 with([&](auto rule) {
                     remember(rule, row);
@@ -88,9 +97,9 @@ class Linear {
 
   private:
     // What a rule is, as a type: `f(Rule<...>{})`.
-    template <Erasure ERASURE, bool BEFORE> struct Rule {
+    template <Erasure ERASURE, bool BEFORE, bool BENT = false> struct Rule {
         static constexpr bool key = ERASURE == ALONG_KEY, own = ERASURE == ALONG_OWN, erases = key || own;
-        static constexpr bool before = BEFORE;
+        static constexpr bool before = BEFORE, bent = BENT;
     };
     template <class Function> void with(Function f) const {
         if (call.before) return with<true>(f);
@@ -99,7 +108,9 @@ class Linear {
     template <bool BEFORE, class Function> void with(Function f) const {
         switch (erasure) {
         case NEVER: return f(Rule<NEVER, BEFORE>{});
-        case ALONG_KEY: return f(Rule<ALONG_KEY, BEFORE>{});
+        case ALONG_KEY:
+            if (call.bias != L2) return f(Rule<ALONG_KEY, BEFORE, true>{});
+            return f(Rule<ALONG_KEY, BEFORE>{});
         case ALONG_OWN: return f(Rule<ALONG_OWN, BEFORE>{});
         }
     }
@@ -140,6 +151,35 @@ class Linear {
         }
     };
 
+    // A group's errors, and zeros behind them.
+    struct Errors {
+        real at[FILLED]{};
+        explicit Errors(const real *from) { std::copy_n(from, GROUP, at); }
+    };
+    const real *gate(int64_t t) const { return call.gate + (call.gate ? tile * C + t : 0); }
+
+    // r of a group, from what was kept of it.
+    template <class Rule> Spread written(Rule rule, int64_t t, int64_t place) const {
+        if (!rule.key) return Spread(call.v + place);
+        if (!rule.bent) return Spread(call.error + place);
+        return bend(t, call.error + place);
+    }
+    Spread bend(int64_t t, const real *error) const {
+        const real none[FILLED]{};
+        Errors e(error), found(error);
+        gradient(head, e.at, none, gate(t), 1, found.at);
+        return Spread(found.at);
+    }
+
+    // From the cotangents of f(e) those of e, in their place, and, added, of the gate.
+    void bend_back(int64_t t, const real *error, real *cotangents) const {
+        const real none[FILLED]{};
+        real to_v[FILLED], other = 0, *to_gate = call.gate ? call.to_gate + tile * C + t : &other;
+        Errors e(error), to(cotangents), found(error);
+        gradient_back(head, to.at, e.at, none, gate(t), 1, found.at, to_v, to_gate);
+        std::copy_n(found.at, GROUP, cotangents);
+    }
+
     // sum over j of m_ij x_j, for rows i of a group.
     void ask_rows(const real *m, const real *x, real *out) const {
         vec sum[GROUP]{};
@@ -163,7 +203,7 @@ class Linear {
             if (call.kept && rule.erases) std::copy_n(rule.key ? r : p, GROUP, call.error + place);
             if (rule.before) ask_rows(m, q, call.y + place);
             vec read[GROUP]{};
-            step(rule, m, m, at, Spread(r), Spread(p), [&](int64_t j, int i, vec x) {
+            step(rule, m, m, at, rule.bent ? bend(t, r) : Spread(r), Spread(p), [&](int64_t j, int i, vec x) {
                 if (!rule.before) read[i] += x * load(q + j);
             });
             if (!rule.before) totals(read, call.y + place);
@@ -191,10 +231,10 @@ class Linear {
         for (int64_t t = 0; t + 1 < C + !rule.before; t++)
             for (int64_t i = 0; i < BLOCK; i += GROUP) {
                 int64_t place = (tile * C + t) * values + row + i;
-                const real *from = history + (t * BLOCK + i) * keys, *v = call.v + place, *error = call.error + place;
+                const real *from = history + (t * BLOCK + i) * keys;
                 real *to = history + ((t + 1) * BLOCK + i) * keys;
-                Spread r(rule.key ? error : v), p(rule.own ? error : v);
-                step(rule, from, to, t * keys, r, p, [](int64_t, int, vec) {});
+                Spread p((rule.own ? call.error : call.v) + place);
+                step(rule, from, to, t * keys, written(rule, t, place), p, [](int64_t, int, vec) {});
             }
     }
 
@@ -205,8 +245,8 @@ class Linear {
         for (int64_t t = C - 1; t >= 0; t--) {
             int64_t at = t * width, place = (tile * C + t) * values + row;
             const real *found = memories + t * BLOCK * width, *read = rule.before ? found : found + BLOCK * width;
-            const real *q = keys_of(call.queries) + at, *w = write + at, *b = remove + at, *error = call.error + place;
-            Spread y(call.from_y + place), r(rule.key ? error : call.v + place), p(rule.own ? error : call.v + place);
+            const real *q = keys_of(call.queries) + at, *w = write + at, *b = remove + at;
+            Spread y(call.from_y + place), r = written(rule, t, place), p((rule.own ? call.error : call.v) + place);
             real *to_q = call.to_queries + tile * C * width + at;
             vec by_write[GROUP]{}, by_remove[GROUP]{};
             over(width, [&, width](int64_t j) {
@@ -222,6 +262,7 @@ class Linear {
             });
             real to_r[GROUP], to_p[GROUP];
             totals(by_write, to_r);
+            if (rule.bent) bend_back(t, call.error + place, to_r);
             std::copy_n(to_r, GROUP, call.to_v + place);
             if (rule.own)
                 totals(by_remove, to_p);

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from miras.algorithm import GradientDescent, Implicit
-from miras.bias import Dot, Erase
+from miras.bias import L1, L2, Dot, Erase, Huber, Lp, Robust
 from miras.engines import exact
+from miras.engines.model import bias_name, bias_numbers
 from miras.engines.native.build import library
-from miras.engines.native.scan import contiguous, point
+from miras.engines.native.scan import BIASES, contiguous, point
 from miras.engines.programs import Programs
 from miras.engines.ragged import in_order, reassemble
 from miras.gates import silence
@@ -29,14 +30,20 @@ TILE = 32
 
 # In the order of the enumeration in linear.h, and the fields of `LinearCall` in its order.
 ERASURES = ("never", "key", "own")
-GIVEN = ("queries", "k", "v", "eta", "decay", "erase", "along", "start")
+GIVEN = ("queries", "k", "v", "eta", "decay", "erase", "along", "gate", "start")
 RESULTS = ("y", "end", "error", "states")
 SIZES = ("sequences", "heads", "tokens", "keys", "values", "eta_width", "decay_width")
-WORDS = ("erasure", "decayed", "before", "kept", "threads")
+WORDS = ("erasure", "decayed", "before", "kept", "threads", "bias")
 
 
 def reasons(rule: Rule, gates: Gates | None) -> Iterator[str]:
     """Why the kernel cannot run a rule with a linear memory."""
+    if gates and any(gates[g.name].shape[-1] > 1 for g in rule.bias.gates if not g.vector):
+        yield "its kernel for a linear memory has the gate of a bias per head"
+    if _by_coordinates(rule) and isinstance(rule.algorithm, GradientDescent):
+        rule = replace(rule, bias=L2())
+    elif isinstance(rule.bias, L1 | Lp | Huber | Robust):
+        yield f"its kernel for a linear memory takes each coordinate's error by itself, not {rule.bias}"
     if reason := exact.refuses(rule, gates):
         yield f"its kernel for a linear memory is one of the engine exact, and {reason}"
         return
@@ -50,6 +57,12 @@ def reasons(rule: Rule, gates: Gates | None) -> Iterator[str]:
         yield f"its kernel is for linear memories, and {reason}"
 
 
+def _by_coordinates(rule: Rule) -> bool:
+    """Whether the gradient of the bias is an odd function of each coordinate of the error by itself."""
+    bias = rule.bias
+    return not bias.clip and (isinstance(bias, Lp | L1) or (isinstance(bias, Huber) and bias.form == "coordinate"))
+
+
 def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:
     """Same function as `recurrence`; arguments as of `chunk.run`."""
     cells = grid(where, TILE, None)
@@ -58,19 +71,25 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
     eta = exact.step_size(rule, gates["eta"], k)
     start = in_order(cells, state.dual["w"])
     v = exact.from_home(rule, state.home, gates.get("erase", k), v)
-    given = (queries, k, v, eta, gates.get("log_alpha"), gates.get("erase"), gates.get("along"), start)
+    own_gate = next((gates[g.name] for g in rule.bias.gates if not g.vector), None)
+    given = (queries, k, v, eta, gates.get("log_alpha"), gates.get("erase"), gates.get("along"), own_gate, start)
     kept = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
     own = isinstance(rule.bias, Erase) and rule.bias.along == "own"
     erasure = "never" if isinstance(rule.bias, Dot) else "own" if own else "key"
     programs = Programs.of(cells, where.rows, torch.int64, v.device)
+    words = erasure, _loss(rule), rule.gradient_at == "decayed", rule.read_at == "before"
     with torch.autocast("cpu", enabled=False):
-        y, end, *_ = linear_scan(
-            *given, *programs, erasure, rule.gradient_at == "decayed", rule.read_at == "before", kept
-        )
+        y, end, *_ = linear_scan(*given, *programs, *words, kept)
     if state.home:
         y = y + mv(state.home["w"], queries)
     dual = {"w": reassemble(cells, end, [])}
     return cells.tokens(y), replace(state, dual=dual, origin=dual)
+
+
+def _loss(rule: Rule) -> str:
+    """Name and numbers of the bias that makes r of the error, as one argument of operators."""
+    name = bias_name(rule) if _by_coordinates(rule) else "l2"
+    return " ".join([name, *map(repr, bias_numbers(rule))])
 
 
 class LinearCall(ctypes.Structure):
@@ -78,17 +97,20 @@ class LinearCall(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in (*SIZES, *WORDS)),
+        *((name, ctypes.c_double) for name in ("exponent", "sharpness")),
         *((name, ctypes.c_void_p) for name in ("first", "count", *GIVEN, *RESULTS)),
         *((name, ctypes.c_void_p) for name in ("from_y", "from_end", *(f"to_{name}" for name in GIVEN))),
     )
 
 
-def _call(tensors: dict[str, Tensor | None], erasure: str, *words: bool) -> LinearCall:
+def _call(tensors: dict[str, Tensor | None], erasure: str, loss: str, *words: bool) -> LinearCall:
     k, v, start, eta, decay = (tensors[name] for name in ("k", "v", "start", "eta", "decay"))
     assert k is not None and v is not None and start is not None and eta is not None
     widths = (eta.shape[-1], 0 if decay is None else decay.shape[-1])
     sizes = (start.shape[0], *k.shape[1:], v.shape[-1], *widths)
-    return point(LinearCall(*sizes, ERASURES.index(erasure), *words, torch.get_num_threads()), tensors)
+    bias, *numbers = loss.split()
+    about = ERASURES.index(erasure), *words, torch.get_num_threads(), BIASES.index(bias), *map(float, numbers)
+    return point(LinearCall(*sizes, *about), tensors)
 
 
 @torch.library.custom_op("miras::linear_scan", mutates_args=(), device_types="cpu")
@@ -100,10 +122,12 @@ def linear_scan(
     decay: Tensor | None,
     erase: Tensor | None,
     along: Tensor | None,
+    gate: Tensor | None,
     start: Tensor,
     first: Tensor,
     count: Tensor,
     erasure: str,
+    loss: str,
     decayed: bool,
     before: bool,
     kept: bool,
@@ -118,23 +142,25 @@ def linear_scan(
         decay: log alpha [M, H, C, 1 | d_k], if there is any.
         erase: e [M, H, C, d_k], if it is not k.
         along: b [M, H, C, d_k], if it is not k.
+        gate: of the bias, [M, H, C, 1], if it has one.
         start: A that the first tiles find, [N, H, d_v, d_k].
         first: number of the first tile of each step, int64.
         count: tiles of each sequence, int64 [N], not rising.
-        erasure: "never", r = v and no p; "key", r = v - p and no b; "own", r = v.
+        erasure: "never", r = v and no p; "key", r = f(v - p) and no b; "own", r = v.
+        loss: what makes f, see `_loss`.
         decayed: p_t = A_{t-1} diag(alpha_t) e_t.
         before: y_t = A_{t-1} q_t.
         kept: there will be a way back.
 
     Returns:
-        y [M, H, C, d_v], A at the end, and what is kept: r or p [M, H, C, d_v] and the memories that tiles find
+        y [M, H, C, d_v], A at the end, and what is kept: v - p or p [M, H, C, d_v] and the memories that tiles find
         [M, H, d_v, d_k].
     """
-    given = [queries, k, v, eta, decay, erase, along, start]
+    given = [queries, k, v, eta, decay, erase, along, gate, start]
     tensors = dict(zip(GIVEN, map(contiguous, given), strict=True))
     made = _empty(v, start, kept)
     where = {"first": first, "count": count}
-    call = _call(tensors | where | dict(zip(RESULTS, made, strict=True)), erasure, decayed, before, kept)
+    call = _call(tensors | where | dict(zip(RESULTS, made, strict=True)), erasure, loss, decayed, before, kept)
     library(k.dtype).linear_forwards(ctypes.byref(call))
     return made
 
@@ -148,7 +174,7 @@ def _empty(v: Tensor, start: Tensor, kept: bool) -> list[Tensor]:
 
 @linear_scan.register_fake
 def _(queries: Any, k: Any, v: Any, *rest: Any) -> Any:
-    return _empty(v, rest[4], rest[-1])
+    return _empty(v, rest[GIVEN.index("start") - 3], rest[-1])
 
 
 @torch.library.custom_op("miras::linear_scan_backward", mutates_args=(), device_types="cpu")
@@ -158,6 +184,7 @@ def linear_scan_backward(
     given: list[Tensor | None],
     where: list[Tensor],
     erasure: str,
+    loss: str,
     decayed: bool,
     before: bool,
 ) -> list[Tensor]:
@@ -169,7 +196,7 @@ def linear_scan_backward(
     made = {f"to_{name}": x for name, x in zip(GIVEN, to, strict=True)}
     above = dict(zip(("from_y", "from_end"), map(contiguous, cotangents), strict=True))
     tensors |= dict(zip(("first", "count", "error", "states"), [*where, *kept], strict=True))
-    call = _call(tensors | above | made, erasure, decayed, before, True)
+    call = _call(tensors | above | made, erasure, loss, decayed, before, True)
     library(kept[0].dtype).linear_backwards(ctypes.byref(call))
     return to
 
@@ -180,7 +207,7 @@ def _(cotangents: Any, kept: Any, given: Any, *rest: Any) -> Any:
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    *tensors, ctx.erasure, ctx.decayed, ctx.before, _ = inputs
+    *tensors, ctx.erasure, ctx.loss, ctx.decayed, ctx.before, _ = inputs
     ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *output)
@@ -189,9 +216,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 def _backward(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Tensor | None, ...]:
     *given, first, count, y, end, error, states = ctx.saved_tensors
     above = [torch.zeros_like(x) if c is None else c for c, x in zip(cotangents, (y, end), strict=False)]
-    words = (ctx.erasure, ctx.decayed, ctx.before)
+    words = (ctx.erasure, ctx.loss, ctx.decayed, ctx.before)
     to = torch.ops.miras.linear_scan_backward(above, [error, states], given, [first, count], *words)
-    return *(None if x is None else t for x, t in zip(given, to, strict=True)), *(None for _ in range(6))
+    return *(None if x is None else t for x, t in zip(given, to, strict=True)), *(None for _ in range(7))
 
 
 linear_scan.register_autograd(_backward, setup_context=_save)
@@ -200,7 +227,7 @@ linear_scan.register_autograd(_backward, setup_context=_save)
 @register_flop_formula(torch.ops.miras.linear_scan)
 def _flops(q: Any, k: Any, v: Any, *rest: Any, **_: Any) -> int:
     """Predicting, writing, reading and, along a key of its own, erasing."""
-    products = {"never": 2, "key": 3, "own": 4}[rest[-4]]
+    products = {"never": 2, "key": 3, "own": 4}[rest[-5]]
     return 2 * products * v[0] * v[1] * v[2] * v[3] * k[-1]
 
 
