@@ -32,18 +32,14 @@ TILE = 32
 ERASURES = ("never", "key", "own")
 GIVEN = ("queries", "k", "v", "eta", "decay", "erase", "along", "gate", "start")
 RESULTS = ("y", "end", "error", "states")
-SIZES = ("sequences", "heads", "tokens", "keys", "values", "eta_width", "decay_width")
-WORDS = ("erasure", "decayed", "before", "kept", "threads", "bias")
+SIZES = ("sequences", "heads", "tokens", "keys", "values", "eta_width", "decay_width", "gate_width")
+WORDS = ("erasure", "decayed", "before", "kept", "threads", "bias", "clip")
 
 
 def reasons(rule: Rule, gates: Gates | None) -> Iterator[str]:
     """Why the kernel cannot run a rule with a linear memory."""
-    if gates and any(gates[g.name].shape[-1] > 1 for g in rule.bias.gates if not g.vector):
-        yield "its kernel for a linear memory has the gate of a bias per head"
-    if _by_coordinates(rule) and isinstance(rule.algorithm, GradientDescent):
+    if _bent(rule) and isinstance(rule.algorithm, GradientDescent):
         rule = replace(rule, bias=L2())
-    elif isinstance(rule.bias, L1 | Lp | Huber | Robust):
-        yield f"its kernel for a linear memory takes each coordinate's error by itself, not {rule.bias}"
     if reason := exact.refuses(rule, gates):
         yield f"its kernel for a linear memory is one of the engine exact, and {reason}"
         return
@@ -57,10 +53,9 @@ def reasons(rule: Rule, gates: Gates | None) -> Iterator[str]:
         yield f"its kernel is for linear memories, and {reason}"
 
 
-def _by_coordinates(rule: Rule) -> bool:
-    """Whether the gradient of the bias is an odd function of each coordinate of the error by itself."""
-    bias = rule.bias
-    return not bias.clip and (isinstance(bias, Lp | L1) or (isinstance(bias, Huber) and bias.form == "coordinate"))
+def _bent(rule: Rule) -> bool:
+    """Whether a loss other than L2's makes the step of the error."""
+    return isinstance(rule.bias, L1 | Lp | Huber | Robust) or (isinstance(rule.bias, L2) and rule.bias.clip)
 
 
 def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:
@@ -87,9 +82,10 @@ def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates,
 
 
 def _loss(rule: Rule) -> str:
-    """Name and numbers of the bias that makes r of the error, as one argument of operators."""
-    name = bias_name(rule) if _by_coordinates(rule) else "l2"
-    return " ".join([name, *map(repr, bias_numbers(rule))])
+    """Name, clip and numbers of the loss, as one argument of operators; L2 where nothing is erased along the key."""
+    if not _bent(rule):
+        return "l2 0 0 0"
+    return " ".join([bias_name(rule), str(int(bool(rule.bias.clip))), *map(repr, bias_numbers(rule))])
 
 
 class LinearCall(ctypes.Structure):
@@ -104,13 +100,13 @@ class LinearCall(ctypes.Structure):
 
 
 def _call(tensors: dict[str, Tensor | None], erasure: str, loss: str, *words: bool) -> LinearCall:
-    k, v, start, eta, decay = (tensors[name] for name in ("k", "v", "start", "eta", "decay"))
-    assert k is not None and v is not None and start is not None and eta is not None
-    widths = (eta.shape[-1], 0 if decay is None else decay.shape[-1])
+    k, v, start = (tensors[name] for name in ("k", "v", "start"))
+    assert k is not None and v is not None and start is not None
+    widths = (0 if (x := tensors[name]) is None else x.shape[-1] for name in ("eta", "decay", "gate"))
     sizes = (start.shape[0], *k.shape[1:], v.shape[-1], *widths)
-    bias, *numbers = loss.split()
-    about = ERASURES.index(erasure), *words, torch.get_num_threads(), BIASES.index(bias), *map(float, numbers)
-    return point(LinearCall(*sizes, *about), tensors)
+    bias, clip, *numbers = loss.split()
+    about = ERASURES.index(erasure), *words, torch.get_num_threads(), BIASES.index(bias), int(clip)
+    return point(LinearCall(*sizes, *about, *map(float, numbers)), tensors)
 
 
 @torch.library.custom_op("miras::linear_scan", mutates_args=(), device_types="cpu")
@@ -142,18 +138,18 @@ def linear_scan(
         decay: log alpha [M, H, C, 1 | d_k], if there is any.
         erase: e [M, H, C, d_k], if it is not k.
         along: b [M, H, C, d_k], if it is not k.
-        gate: of the bias, [M, H, C, 1], if it has one.
+        gate: of the bias, [M, H, C, 1 | d_v], if it has one.
         start: A that the first tiles find, [N, H, d_v, d_k].
         first: number of the first tile of each step, int64.
         count: tiles of each sequence, int64 [N], not rising.
-        erasure: "never", r = v and no p; "key", r = f(v - p) and no b; "own", r = v.
-        loss: what makes f, see `_loss`.
+        erasure: "never", r = v and no p; "key", r = v - p, or what `loss` makes of both, and no b; "own", r = v.
+        loss: see `_loss`.
         decayed: p_t = A_{t-1} diag(alpha_t) e_t.
         before: y_t = A_{t-1} q_t.
         kept: there will be a way back.
 
     Returns:
-        y [M, H, C, d_v], A at the end, and what is kept: v - p or p [M, H, C, d_v] and the memories that tiles find
+        y [M, H, C, d_v], A at the end, and what is kept: r or p [M, H, C, d_v] and the memories that tiles find
         [M, H, d_v, d_k].
     """
     given = [queries, k, v, eta, decay, erase, along, gate, start]
