@@ -75,8 +75,8 @@ class Linear {
         for (int64_t i = 0; i < count(); i++) {
             go_to(i);
             if (call.kept) std::copy_n(memory, size, call.states + tile * size);
-            int64_t rows = bent ? values : GROUP;
-            for (int64_t row = 0; row < values; row += rows) with([&](auto rule) { learn(rule, row, rows); });
+            for (int64_t row = 0; row < values; row += at_once())
+                with([&](auto rule) { learn(rule, row, at_once()); });
         }
         std::copy_n(memory, size, call.end + own * size);
     }
@@ -90,8 +90,8 @@ class Linear {
             for (int64_t row = 0; row < values; row += together())
                 with([&](auto rule) {
                     remember(rule, row);
-                    int64_t rows = bent ? values : GROUP;
-                    for (int64_t i = 0; i < together(); i += rows) back(rule, row + i, rows, history + i * keys);
+                    for (int64_t i = 0; i < together(); i += at_once())
+                        back(rule, row + i, at_once(), history + i * keys);
                 });
             hand_over();
         }
@@ -118,8 +118,9 @@ class Linear {
         }
     }
 
-    // Rows whose memories are remembered together.
+    // Rows whose memories are remembered together, and those that go through a tile token by token.
     int64_t together() const { return bent ? values : BLOCK; }
+    int64_t at_once() const { return bent ? values : GROUP; }
     int64_t count() const { return call.count[own / call.heads]; }
 
     void begin(int64_t program, const real *from, real *to) {
