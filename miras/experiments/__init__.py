@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from miras.errors import UsageError, near
-from miras.experiments.ablations import chunk, eps, exponents, home, parts, space, threshold
+from miras.experiments.ablations import chunk, eps, exponents, home, losses, parts, space, threshold
 from miras.experiments.context import context
 from miras.experiments.language_modelling import language_modelling
 from miras.experiments.needle import needle
@@ -26,6 +26,7 @@ EXPERIMENTS: Mapping[str, Callable[[Scale], Experiment]] = {
         regression,
         parts,
         home,
+        losses,
         exponents,
         threshold,
         chunk,

@@ -114,6 +114,21 @@ def home(scale: Scale) -> TextExperiment:
     return _ablation("What a memory decays to", claim, changed, "gated_deltanet", scale)
 
 
+def losses(scale: Scale) -> TextExperiment:
+    """The paper's losses in a matrix: Gated DeltaNet with a home and each of them, beside Yaad."""
+    homing = homing_deltanet()
+    others = {
+        "Huber": bias.Huber(),
+        "norm-wise Huber": bias.Huber(form="norm"),
+        "l_1": bias.L1(form="paper"),
+        "l_3": bias.Lp(p=3.0),
+    }
+    changed = {"homing_deltanet": model(homing)}
+    changed |= {name: model(replace(homing, bias=loss)) for name, loss in others.items()}
+    claim = "Nothing: its losses are tested in deep memories only, but for Yaad's with a linear one (table 4)."
+    return _ablation("Losses of a matrix", claim, {**changed, "yaad": model(YAAD)}, "homing_deltanet", scale)
+
+
 def space(scale: Scale) -> TextExperiment:
     """Rules that nobody has tested: biases and retentions of the three with each other, and with momentum."""
     losses = {"": YAAD.bias, "l_2 bias": MEMORA.bias, "l_3 bias": MONETA.bias}
