@@ -58,9 +58,10 @@ def conduct(
     """
     kept = [f"--only={model}" for model in only]
     command = shlex.join(["miras", "experiment", name, f"--scale={scale}", f"--seeds={plan.seeds}", *kept])
-    facts = {"Scale": SCALES[scale].about, "Processor": cpu(), "Commit": commit() or "unknown"}
+    size = _size(plan, scale)
+    facts = {"Scale": size, "Processor": cpu(), "Commit": commit() or "unknown"}
     sections = merged([*run(plan, out, jobs), Facts((command,), facts, "How to reproduce it")])
-    lead = f"{len(plan.models)} models, {plan.seeds} seeds. {SCALES[scale].about[0].upper()}{SCALES[scale].about[1:]}."
+    lead = f"{len(plan.models)} models, {plan.seeds} seeds. {size[0].upper()}{size[1:]}."
     Page(plan.title, lead, sections).write(out / "report.html")
     text = as_json(sections, {"experiment": name, "scale": scale, "title": plan.title})
     for path in (out / "results.json", *([results / f"{name}-{scale}.json"] if results else [])):
@@ -73,6 +74,15 @@ def conduct(
             for row in rows:
                 table.add_row(*row)
             yield table
+
+
+def _size(plan: Experiment, scale: str) -> str:
+    """How large and how long, in words."""
+    if not isinstance(plan, TaskExperiment):
+        return SCALES[scale].about
+    how = plan.training
+    layers = "1 layer" if how.layers == 1 else f"{how.layers} layers"
+    return f"{layers} of {how.dim} channels, {how.steps:,} steps of {how.batch:,} tokens"
 
 
 def on_paper(name: str, plan: Experiment) -> str:

@@ -12,7 +12,7 @@ from miras import variants
 from miras.cli import main
 from miras.errors import Diverged, MirasError, UsageError
 from miras.evaluate.scratch import ScratchConfig
-from miras.evaluate.tasks import MQAR, NoisyRecall, Positions, SyntheticTask
+from miras.evaluate.tasks import MQAR, NoisyRecall, Positions, Regression, SyntheticTask
 from miras.experiments import EXPERIMENTS, SCALES, experiment
 from miras.experiments.command import conduct
 from miras.experiments.plan import TaskExperiment, TextExperiment, model, models
@@ -89,8 +89,24 @@ def test_a_synthetic_task(tmp_path):
     assert [row["name"] for row in accuracy["rows"]] == ["yaad"] * 2 + ["deltanet"] * 2 and len(shown) == 3
     assert all(0 <= x <= 1 for row in accuracy["rows"] for x in row["values"].values())
     assert about["rows"][1]["values"]["state"] == 16 * 16 * 4
+    assert "2 models, 2 seeds. 1 layer of 16 channels, 10 steps of 64 tokens." in (tmp_path / "report.html").read_text()
     for row, chosen in zip(rates["rows"], about["rows"], strict=True):
         assert chosen["values"]["learning rate"] == float(min(row["values"], key=row["values"].get))
+
+
+def test_a_synthetic_task_that_counts_errors(tmp_path):
+    asked = Regression(states=2, readings=1, span=8, test=(0.0, 0.4), examples=8)
+    training = ScratchConfig(dim=16, layers=2, heads=1, steps=10, batch=64)
+    plan = TaskExperiment("Small", "Nothing.", models("deltanet"), "regression", asked, training, (1e-4, 1e-1), 1)
+    shown = [table.title for table in conduct("regression", "laptop", plan, tmp_path, 1, None)]
+    assert shown == ["regression", "Models", "Learning rates"]
+    found = json.loads((tmp_path / "results.json").read_text())
+    error, about, rates = (s for s in found["sections"] if s["kind"] == "table")
+    assert rates["note"].startswith("Error of the first seed")
+    (tried,) = (row["values"] for row in rates["rows"])
+    assert about["rows"][0]["values"]["learning rate"] == float(min(tried, key=tried.get))
+    mean = sum(error["rows"][0]["values"].values()) / 2
+    assert min(tried.values()) == pytest.approx(mean, rel=1e-4)
 
 
 def test_tasks_side_by_side():
