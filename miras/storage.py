@@ -18,6 +18,9 @@ from miras.mixer import Mixer
 from miras.rule import Rule, State
 from miras.state import BatchState, tensors
 
+RULE = "a rule"
+"""Whose state a file holds that does not say it: those of before layers' states could be written."""
+
 
 @overload
 def save_state(path: str | Path, of: Rule, state: State) -> None: ...
@@ -37,7 +40,7 @@ def save_state(path: str | Path, of: Rule | MirasLayer, state: BatchState) -> No
     about = {
         "rule": json.dumps(mixer.to_config()),
         "fingerprint": mixer.fingerprint,
-        "layer": _layer(of),
+        "holder": _holder(of),
         "aligned": json.dumps(isinstance(held, State) and held.aligned),
     }
     # A fresh state's dual and origin are one tensor, which the format does not take twice.
@@ -72,11 +75,8 @@ def load_state(path: str | Path, of: Rule | MirasLayer, device: str = "cpu") -> 
                 f"load_state: {path} holds the state of another rule, {about['rule']}; "
                 f"this one is {json.dumps(mixer.to_config())}."
             )
-        if (written := about.get("layer", "")) != _layer(of):
-            raise UsageError(
-                f"load_state: {path} holds the state of {written or 'a rule'}, asked for was that of "
-                f"{_layer(of) or 'a rule'}."
-            )
+        if (written := about.get("holder", RULE)) != _holder(of):
+            raise UsageError(f"load_state: {path} holds the state of {written}, asked for was that of {_holder(of)}.")
         found = {name: file.get_tensor(name) for name in file.keys()}
     aligned = json.loads(about["aligned"])
     if isinstance(of, MirasLayer):
@@ -89,10 +89,10 @@ def _mixer(of: Rule | MirasLayer) -> Mixer:
     return of.rule if isinstance(of, MirasLayer) else of
 
 
-def _layer(of: Rule | MirasLayer) -> str:
-    """What a layer's state depends on besides its rule; of a rule nothing."""
+def _holder(of: Rule | MirasLayer) -> str:
+    """In words whose state it is, with what a layer's depends on besides its rule."""
     if not isinstance(of, MirasLayer):
-        return ""
+        return RULE
     conv = "no convolution" if of.conv is None else f"a convolution over {of.conv.width} tokens"
     return f"a layer of {of.heads} heads of {of.head_dim} and {conv}"
 

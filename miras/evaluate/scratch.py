@@ -103,7 +103,7 @@ class ScratchConfig:
         base = replace(self.base, context=longest, batch=longest)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if isinstance(task, Regression):
-            return Regressor(model_config(base), 2 * task.states + task.readings, task.readings).to(device)
+            return Regressor(model_config(base), *task.sizes).to(device)
         assert isinstance(task, TokenTask)
         return MirasForCausalLM(model_config(base, vocab_size=task.tokens)).to(device)  # type: ignore[arg-type]
 

@@ -217,13 +217,13 @@ class Linear {
 
     // The update by the token whose channels begin at `at` of a group's rows, and what is `seen` of them.
     template <class Rule, class Function>
-    void step(Rule rule, const real *from, real *to, int64_t at, Spread r, Spread p, Function seen) const {
+    void step(Rule rule, const real *from, real *to, int64_t at, Spread by_r, Spread by_p, Function seen) const {
         const int64_t row = keys;
         const real *kept = alpha + at, *w = write + at, *b = remove + at;
         over(row, [=](int64_t j) {
             for (int i = 0; i < GROUP; i++) {
-                vec x = load(from + i * row + j) * load(kept + j) + load(w + j) * r.at[i];
-                if (rule.own) x -= load(b + j) * p.at[i];
+                vec x = load(from + i * row + j) * load(kept + j) + load(w + j) * by_r.at[i];
+                if (rule.own) x -= load(b + j) * by_p.at[i];
                 store(to + i * row + j, x);
                 seen(j, i, x);
             }

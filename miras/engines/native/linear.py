@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from miras.algorithm import GradientDescent, Implicit
-from miras.bias import L1, L2, Dot, Erase, Huber, Lp, Robust
+from miras.bias import L2, Dot, Erase
 from miras.engines import exact
 from miras.engines.model import bias_name, bias_numbers
 from miras.engines.native.build import library
@@ -55,7 +55,7 @@ def reasons(rule: Rule, gates: Gates | None) -> Iterator[str]:
 
 def _bent(rule: Rule) -> bool:
     """Whether a loss other than L2's makes the step of the error."""
-    return isinstance(rule.bias, L1 | Lp | Huber | Robust) or (isinstance(rule.bias, L2) and rule.bias.clip)
+    return bias_name(rule) not in ("", "dot", "l2") or (isinstance(rule.bias, L2) and rule.bias.clip)
 
 
 def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:

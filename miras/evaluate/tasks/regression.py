@@ -52,6 +52,11 @@ class Regression(SyntheticTask):
         if not all(0 <= rate <= 1 for rate in (*self.train, *self.test)):
             raise UsageError("regression: expected rates from 0 to 1.")
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many numbers a token holds, and how many are asked."""
+        return 2 * self.states + self.readings, self.readings
+
     def length(self, level: float) -> int:
         return self.span
 
