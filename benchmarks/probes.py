@@ -86,25 +86,26 @@ def scans(rounds: int) -> None:
 
 def tiles(rounds: int) -> None:
     """The memory of Gated DeltaNet, B = 2, T = 2,048, 4 heads of 64: by tiles, and token by token in C++. With Huber's
-    loss there are no tiles, and without C++ a token at a time by PyTorch's operations.
+    loss there are no tiles, with momentum no C++: beside it, a token at a time by PyTorch's operations.
     """
     delta, shape = variant("gated_deltanet"), (2, 2048, 4, 64)
     assert isinstance(delta, Rule)
     q, k, v = (torch.randn(shape).requires_grad_() for _ in range(3))
-    gates = {"log_alpha": torch.full((*shape[:3], 1), -0.01).requires_grad_(), "eta": torch.rand(*shape[:3], 1)}
-    gates["delta"] = torch.ones(*shape[:3], 1)
+    gates = {"log_alpha": torch.full((*shape[:3], 1), -0.01).requires_grad_(), "eta": torch.rand(*shape[:3], 1) / 8}
+    gates |= {"delta": torch.ones(*shape[:3], 1), "theta": torch.full((*shape[:3], 1), 0.9)}
 
     def train(rule: Rule, engine: str) -> None:
         keys = F.normalize(k, dim=-1)
         run(rule, q, keys, v, {g.name: gates[g.name] for g in rule.gates}, engine=engine)[0].sum().backward()
 
-    for rule, other in ((delta, "exact"), (replace(delta, bias=bias.Huber()), "chunk")):
-        calls: dict[str, Callable[[], object]] = {n: partial(train, rule, n) for n in (other, "native")}
-        found = {name: 1000 * t.median for name, t in alternate(calls, rounds).items()}
-        print(
-            f"Gated DeltaNet's memory with {rule.bias}, forward and backward: {found[other]:.0f} ms by the engine "
-            f"{other}, {found['native']:.0f} ms token by token in C++"
-        )
+    for rule, engines in (
+        (delta, ("exact", "native")),
+        (replace(delta, bias=bias.Huber()), ("chunk", "native")),
+        (replace(delta, algorithm=Momentum()), ("chunk", "exact")),
+    ):
+        calls: dict[str, Callable[[], object]] = {n: partial(train, rule, n) for n in engines}
+        found = {name: f"{1000 * t.median:.0f} ms by {name}" for name, t in alternate(calls, rounds).items()}
+        print(f"A matrix with {rule.bias}, {rule.algorithm}, forward and backward: {', '.join(found.values())}")
 
 
 def coefficients(rounds: int) -> None:

@@ -13,6 +13,7 @@ from cases import assert_same, assert_same_states, call, draw_memory, draw_token
 from miras import algorithm, bias, memory, retention, variants
 from miras.engines import unroll
 from miras.errors import UsageError
+from miras.gates import hole
 from miras.mixer import mixer_from_config
 from miras.retention.base import mass
 from miras.rule import Rule
@@ -705,17 +706,21 @@ def test_first_order_is_the_same_function_and_the_same_derivative_in_all_engines
 
 @pytest.mark.parametrize("read_at", ["after", "before"])
 @pytest.mark.parametrize("gradient_at", ["previous", "decayed"])
+@pytest.mark.parametrize("learner", [YAAD.algorithm, algorithm.Momentum(rate="input")], ids=str)
 @pytest.mark.parametrize("holes", [False, True])
-def test_coefficients_in_closed_form_are_those_of_the_update(holes, gradient_at, read_at):
-    rule = replace(YAAD, gradient_at=gradient_at, read_at=read_at)
-    log_alpha, eta = -torch.rand(2, 3, 6, 1).double(), torch.rand(2, 3, 6, 1).double()
-    log_alpha[0, 1, 3] = -math.inf  # everything is forgotten
+def test_coefficients_in_closed_form_are_those_of_the_update(holes, learner, gradient_at, read_at):
+    rule = replace(YAAD, algorithm=learner, gradient_at=gradient_at, read_at=read_at)
+    log_alpha, eta, theta = -torch.rand(2, 3, 6, 1).double(), *torch.rand(2, 2, 3, 6, 1).double()
+    log_alpha[0, 1, 3], theta[0, 1, 4] = -math.inf, 0  # everything is forgotten
     keep = torch.tensor([[False, True, True, True, True, True], [True, True, False, False, False, False]])
     gates = {"log_alpha": log_alpha.requires_grad_(), "eta": eta.requires_grad_()}
+    if learner.slots:
+        gates["theta"] = theta.requires_grad_()
     found = []
     for function in (unroll._per_head, unroll._by_tokens):
-        log = torch.where(keep[:, None, :, None], log_alpha, 0.0) if holes else log_alpha  # as engines fill holes
-        seen = {"log_alpha": log, "alpha": log.exp(), "eta": eta}
+        # As engines fill holes.
+        seen = {n: torch.where(keep[:, None, :, None], g, hole(n)) if holes else g for n, g in gates.items()}
+        seen["alpha"] = seen["log_alpha"].exp()
         c = function(rule, seen, keep if holes else None)
         parts = [c.read, c.write.dual, c.write.slots, *([] if c.write.origin is None else [c.write.origin])]
         total = sum((x * torch.arange(x.numel()).view_as(x)).sum() for x in parts)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from miras.algorithm import GradientDescent, Implicit
+from miras.algorithm import GradientDescent, Implicit, Momentum
 from miras.products import matmul_add
 from miras.retention import EuclideanRetention, SlopedRetention
 from miras.rule import Gates, Rule, State, token
@@ -106,19 +106,24 @@ def all_coefficients(rule: Rule, leaves: dict[str, Leaf], gates: Gates, keep: Te
     result = {}
     for name, leaf in leaves.items():
         if (channels := leaf.channel is not None) not in found:
-            found[channels] = _coefficients(rule, rule.leaf_gates(leaf, gates), keep)
+            found[channels] = coefficients(rule, rule.leaf_gates(leaf, gates), keep)
         result[name] = found[channels]
     return result
 
 
-def _coefficients(rule: Rule, gates: dict[str, Tensor], keep: Tensor | None) -> Coefficients:
+def coefficients(rule: Rule, gates: dict[str, Tensor], keep: Tensor | None) -> Coefficients:
+    """The coefficients of every chunk for a leaf that sees these gates."""
     like = next(iter(gates.values()))
-    if isinstance(rule.algorithm, GradientDescent | Implicit):
-        if any(g.shape[-1] > 1 for g in gates.values()):
-            return _per_channel(gates, keep)
-        # A CPU is faster with what follows, small tensors for each token, than with some large ones.
-        if like.device.type != "cpu":
-            return _per_head(rule, gates, keep)
+    per_channel = any(g.shape[-1] > 1 for g in gates.values())
+    if per_channel and isinstance(rule.algorithm, GradientDescent | Implicit):
+        return _per_channel(gates, keep)
+    # A CPU is faster with small tensors for each token than with some large ones.
+    if (
+        like.device.type != "cpu"
+        and not per_channel
+        and isinstance(rule.algorithm, GradientDescent | Implicit | Momentum)
+    ):
+        return _per_head(rule, gates, keep)
     return _by_tokens(rule, gates, keep)
 
 
@@ -179,7 +184,11 @@ def _per_channel(gates: dict[str, Tensor], keep: Tensor | None) -> Coefficients:
 
 
 def _per_head(rule: Rule, gates: dict[str, Tensor], keep: Tensor | None) -> Coefficients:
-    """A_t = a_{0t} A_0 - sum_{s <= t} a_{st} eta_s grad_s with a_{st} = alpha_{s+1} .. alpha_t."""
+    """A_t = a_{0t} A_0 - sum_{s <= t} a_{st} eta_s grad_s with a_{st} = alpha_{s+1} .. alpha_t.
+
+    With momentum a token steps by S_t = b_{0t} S_0 + sum_{s <= t} b_{st} eta_s grad_s, b_{st} = theta_{s+1} .. theta_t,
+    so that pairs of tokens have sum_{s <= i <= t} a_{it} b_{si} in place of a_{st}.
+    """
     eta = _eta(gates, keep).squeeze(-1)
     log = gates["log_alpha"].squeeze(-1) if "log_alpha" in gates else torch.zeros_like(eta)
     later = torch.ones(log.shape[-1], log.shape[-1], dtype=torch.bool, device=log.device).triu()
@@ -187,15 +196,34 @@ def _per_head(rule: Rule, gates: dict[str, Tensor], keep: Tensor | None) -> Coef
     sums = log.unsqueeze(-1).masked_fill(later, 0.0).cumsum(-2)
     pairs = sums.masked_fill(later.triu(1), -torch.inf).exp()
     decays = log.cumsum(-1).exp().unsqueeze(-1)
-    rows = torch.cat([decays, -pairs * eta.unsqueeze(-2)], -1).unsqueeze(-1)
+    grads, slots, momentum = -eta.unsqueeze(-2), decays[..., :0], None
+    if isinstance(rule.algorithm, Momentum):
+        momentum = _momentum(gates["theta"].squeeze(-1))
+        steps = pairs if keep is None else pairs * keep[:, None, None, :]  # a hole takes no step
+        with torch.autocast(log.device.type, enabled=False):
+            slots, pairs = (steps @ momentum).tensor_split([1], -1)
+    rows = torch.cat([decays, -slots, pairs * grads], -1).unsqueeze(-1)
     read = rows
     if rule.read_at == "before":
         found = torch.zeros_like(rows[..., :1, :, :])
         found[..., 0, :] = 1.0
         read = torch.cat([found, rows[..., :-1, :, :]], -3)
     ends = rows[..., -1, :, :]
-    no_slots = ends.new_zeros(*ends.shape[:-2], 0, *ends.shape[-2:])
-    return Coefficients(read, Ends(ends, no_slots, decays if rule.gradient_at == "decayed" else None))
+    slot_ends = ends.new_zeros(*ends.shape[:-2], 0, *ends.shape[-2:])
+    if momentum is not None:
+        last, own = momentum[..., -1:, :], torch.cat([torch.ones_like(eta[..., :1]), eta], -1).unsqueeze(-2)
+        slot_ends = F.pad(last * own, (1, 0)).unsqueeze(-1)
+    return Coefficients(read, Ends(ends, slot_ends, decays if rule.gradient_at == "decayed" else None))
+
+
+def _momentum(theta: Tensor) -> Tensor:
+    """b_{0t} and b_{st} of `_per_head`, [..., C, 1 + C], from theta [..., C]."""
+    eye = torch.eye(theta.shape[-1], dtype=theta.dtype, device=theta.device)
+    # S_t - theta_t S_{t-1} = grad_t solved for S: products without logarithms, whose derivative theta = 0 has not.
+    system = eye - torch.diag_embed(theta[..., 1:], -1)
+    start = F.pad(theta[..., :1], (0, theta.shape[-1] - 1)).unsqueeze(-1)
+    right = torch.cat([start, eye.expand(*start.shape[:-1], -1)], -1)
+    return torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
 
 
 def _where(held: Tensor | None, new: Tensor, old: Tensor) -> Tensor:
