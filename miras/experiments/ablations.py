@@ -115,7 +115,7 @@ def home(scale: Scale) -> TextExperiment:
 
 
 def losses(scale: Scale) -> TextExperiment:
-    """The paper's losses in a matrix: Gated DeltaNet with a home and each of them, beside Yaad."""
+    """The paper's losses and Titans' momentum in a matrix: Gated DeltaNet with a home and each of them, beside Yaad."""
     homing = homing_deltanet()
     others = {
         "Huber": bias.Huber(),
@@ -125,6 +125,7 @@ def losses(scale: Scale) -> TextExperiment:
     }
     changed = {"homing_deltanet": model(homing)}
     changed |= {name: model(replace(homing, bias=loss)) for name, loss in others.items()}
+    changed["momentum"] = model(replace(homing, algorithm=Momentum()))
     claim = "Nothing: its losses are tested in deep memories only, but for Yaad's with a linear one (table 4)."
     return _ablation("Losses of a matrix", claim, {**changed, "yaad": model(YAAD)}, "homing_deltanet", scale)
 
