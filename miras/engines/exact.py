@@ -159,6 +159,10 @@ When = Literal["previous", "decayed", "after"]
 """Which memory: A_{t-1}, that with token t's decay, or A_t."""
 
 
+def _seen(rule: Rule) -> When:
+    return "after" if rule.read_at == "after" else "previous"
+
+
 class Decay:
     """Cumulated decay of a tile, log_decay [M, H, C, 1 | d], and products under it."""
 
@@ -202,14 +206,11 @@ class Surprise:
     def __init__(self, rule: Rule, like: Tensor, gates: Gates, keep: Tensor | None) -> None:
         (leaf,) = rule.leaves(like.shape[-1], 1).values()
         plain = rule.leaf_gates(leaf, {**gates, "eta": torch.ones_like(gates["eta"])})  # eta is with the keys
-        found = coefficients(replace(rule, read_at="after", gradient_at="previous"), plain, keep)
+        found = coefficients(replace(rule, read_at="before", gradient_at="previous"), plain, keep)
         assert isinstance(found.read, Tensor)
-        after = found.read.squeeze(-1)
-        first = torch.zeros_like(after[..., :1, :])
-        first[..., 0] = 1
-        previous = torch.cat([first, after[..., :-1, :]], -2)
+        previous, self.ends = found.read.squeeze(-1), update_rows(found.write).squeeze(-1)
+        after = torch.cat([previous[..., 1:, :], self.ends[..., :1, :]], -2)
         self.rows = {"previous": previous, "decayed": rule.decay(previous, plain), "after": after}
-        self.ends = update_rows(found.write).squeeze(-1)
         self.copies, self.size = self.ends.shape[-2], like.shape[-1]
 
     def start(self, x: Tensor, when: When) -> Tensor:
@@ -228,15 +229,15 @@ class Surprise:
 
     def move(self) -> Tensor:
         """See `Decay`."""
-        return torch.kron(self.ends[..., : self.copies].mT.contiguous(), torch.eye(self.size).to(self.ends))
+        eye = torch.eye(self.size, dtype=self.ends.dtype, device=self.ends.device)
+        return torch.kron(self.ends[..., : self.copies].mT.contiguous(), eye)
 
 
 def _erasing(rule: Rule, decay: Decay | Surprise, q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: State) -> Tiles:
     eta = step_size(rule, gates["eta"], k)
     erase = gates["erase"] if isinstance(rule.bias, Erase) else k
     along = gates["along"] if isinstance(rule.bias, Erase) and rule.bias.along == "own" else k
-    asked: When = rule.gradient_at
-    seen: When = "after" if rule.read_at == "after" else "previous"
+    asked, seen = rule.gradient_at, _seen(rule)
     known = mv(state.home["w"], erase) if state.home else torch.zeros_like(v)
 
     # What is erased, -p = fixed + change A_0^T with (I + past (e b)) p = W_0 e + past (e k) v + g' e A_0^T.
@@ -266,7 +267,7 @@ def _erasing(rule: Rule, decay: Decay | Surprise, q: Tensor, k: Tensor, v: Tenso
 def _two_sided(rule: Rule, q: Tensor, k: Tensor, v: Tensor, gates: Gates) -> Tiles:
     """y_t = g^v_t (.) A_0 (g^k_t (.) q_t) + sum_s (g^v_t / g^v_s) (.) v_s <q_t, (g^k_t / g^k_s) (.) k_s>."""
     keys, values, k = Decay(gates["log_alpha"], k), Decay(gates["log_beta"], v), gates["eta"] * k
-    seen: When = "after" if rule.read_at == "after" else "previous"
+    seen = _seen(rule)
     rest = values.sum(keys.scores(q, k, seen), v, seen)
     with torch.autocast(q.device.type, enabled=False):
         add = values.to_end(v).mT @ keys.to_end(k)
