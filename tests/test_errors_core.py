@@ -238,8 +238,13 @@ def test_a_step_that_overshoots_is_warned_of():
         run(gates=with_gate("eta", lambda g: torch.full_like(g, 0.9)), validate=True)
 
 
-def test_per_channel_gates_fall_back_from_the_exact_engine_only_when_it_was_not_asked_for():
-    rule = miras.Rule(memory.Linear(gated="values"), bias.L2(), retention.L2(), algorithm.GradientDescent())
+@pytest.mark.parametrize(
+    "mem, learner",
+    [(memory.Linear(gated="values"), algorithm.GradientDescent()), (memory.Linear(), algorithm.Momentum())],
+    ids=str,
+)
+def test_per_channel_gates_fall_back_from_the_exact_engine_only_when_it_was_not_asked_for(mem, learner):
+    rule = miras.Rule(mem, bias.L2(), retention.L2(), learner)
     y, _ = run(rule, channels=True)
     assert torch.allclose(y, run(rule, channels=True, engine="recurrence")[0], rtol=0, atol=1e-12)
     refused(lambda: run(rule, channels=True, engine="exact"), ["'exact'", "gates per head", "engine='auto'"])
@@ -280,3 +285,5 @@ def test_explain_names_one_chosen_engine_and_the_reasons_of_the_others():
         assert list(said.values()).count("chosen") == 1
         assert miras.plan(rule).name == next(n for n, text in said.items() if text == "chosen")
     assert "linear memories" in miras.explain(variants.yaad(chunk=1))["exact"]
+    with_momentum = replace(variants.gated_deltanet(), algorithm=algorithm.Momentum())
+    assert miras.plan(with_momentum).name == "exact"
