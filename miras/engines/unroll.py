@@ -118,11 +118,8 @@ def coefficients(rule: Rule, gates: dict[str, Tensor], keep: Tensor | None) -> C
     if per_channel and isinstance(rule.algorithm, GradientDescent | Implicit):
         return _per_channel(gates, keep)
     # A CPU is faster with small tensors for each token than with some large ones.
-    if (
-        like.device.type != "cpu"
-        and not per_channel
-        and isinstance(rule.algorithm, GradientDescent | Implicit | Momentum)
-    ):
+    closed = like.device.type != "cpu" and not per_channel
+    if closed and isinstance(rule.algorithm, GradientDescent | Implicit | Momentum):
         return _per_head(rule, gates, keep)
     return _by_tokens(rule, gates, keep)
 
@@ -219,7 +216,7 @@ def _per_head(rule: Rule, gates: dict[str, Tensor], keep: Tensor | None) -> Coef
 def _momentum(theta: Tensor) -> Tensor:
     """b_{0t} and b_{st} of `_per_head`, [..., C, 1 + C], from theta [..., C]."""
     eye = torch.eye(theta.shape[-1], dtype=theta.dtype, device=theta.device)
-    # S_t - theta_t S_{t-1} = grad_t solved for S: products without logarithms, whose derivative theta = 0 has not.
+    # S_t - theta_t S_{t-1} = grad_t, solved for all S: no logarithms, which have no derivative at theta = 0.
     system = eye - torch.diag_embed(theta[..., 1:], -1)
     start = F.pad(theta[..., :1], (0, theta.shape[-1] - 1)).unsqueeze(-1)
     right = torch.cat([start, eye.expand(*start.shape[:-1], -1)], -1)
