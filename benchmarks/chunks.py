@@ -9,7 +9,6 @@ Steps of all models and chunks take turns. Writes benchmarks/results/chunks.md a
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from miras.bench.timing import alternate
 from miras.experiments.plan import SCALES
 from miras.report.figures import Curves
 from miras.report.plots import FILE_STYLE, file_svg, look
-from miras.report.runs import read_sections
+from miras.report.runs import file_sections
 from miras.train.bar import Bar
 from miras.train.config import load_config
 from miras.train.files import write_text
@@ -55,8 +54,7 @@ def main() -> None:
 
 
 def _loss() -> Loss:
-    sections = read_sections(json.loads(FOUND.read_text(encoding="utf-8")), str(FOUND))
-    (curves,) = (s for s in sections if isinstance(s, Curves) and s.title == "By chunk")
+    (curves,) = (s for s in file_sections(FOUND) if isinstance(s, Curves) and s.title == "By chunk")
     found: Loss = {}
     for series in curves.series:
         for chunk, bits in zip(series.x, series.y, strict=True):
@@ -76,10 +74,11 @@ def _speed(entries: list[tuple[str, int]], rounds: int) -> dict[tuple[str, int],
 
 
 def _page(loss: Loss, speed: dict[tuple[str, int], float], args: argparse.Namespace) -> str:
+    (seeds,) = {len(found) for found in loss.values()}
     lines = [
         "# Quality against speed over chunk sizes",
         "",
-        "Validation bits per byte of `miras experiment chunk`, mean of three seeds and their spread "
+        f"Validation bits per byte of `miras experiment chunk`, mean of {seeds} seeds and their spread "
         "([results.md](../../docs/results.md#the-chunk)); tokens per second of a training step of "
         f"{TRAINING.batch:,} tokens in sequences of {TRAINING.context}, medians of {args.rounds} turns, "
         f"{args.threads} thread(s).",

@@ -10,7 +10,6 @@ the experiment's claim and command. What stands between is written by hand: read
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from miras.experiments.run import slug
 from miras.report.figures import Curves, looks_of
 from miras.report.plots import standalone
-from miras.report.runs import read_sections
+from miras.report.runs import file_sections
 from miras.report.sections import Looks, Section, merged
 from miras.report.table import Table, words
 from miras.report.words import Facts, Notes
@@ -72,8 +71,7 @@ def drawings() -> dict[Path, Curves]:
 
 @cache
 def _sections(file: str) -> list[Section]:
-    path = FOUND / f"{file}.json"
-    return merged(read_sections(json.loads(path.read_text(encoding="utf-8")), str(path)))
+    return merged(file_sections(FOUND / f"{file}.json"))
 
 
 @cache

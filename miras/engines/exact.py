@@ -68,7 +68,7 @@ def refuses(rule: Rule, gates: Gates | None = None, tokens: object = None) -> st
         return f"it needs Dot, or Linear with L2 or Erase and no clip, not {rule.memory} with {rule.bias}"
     if not isinstance(rule.algorithm, GradientDescent | Implicit | Momentum) or rule.window > 1:
         return f"with {rule.bias} it needs GradientDescent or Momentum and no window, not {rule.algorithm}"
-    if rule.algorithm.slots and _per_channel(rule, gates):
+    if rule.algorithm.slots and channel_gates(rule, gates):
         return f"with {rule.algorithm} it needs gates per head"
     return off_keys(rule, gates)
 
@@ -83,11 +83,12 @@ def _on_keys(rule: Rule) -> bool:
 
 def off_keys(rule: Rule, gates: Gates | None) -> str | None:
     """Why a tile cannot decay by these gates, or None: those per channel have to act on the keys of a matrix."""
-    return "it needs gates per head or per key channel" if _per_channel(rule, gates) and not _on_keys(rule) else None
+    return "it needs gates per head or per key channel" if channel_gates(rule, gates) and not _on_keys(rule) else None
 
 
-def _per_channel(rule: Rule, gates: Gates | None) -> bool:
-    return gates is not None and any(gates[g.name].shape[-1] > 1 for g in rule.gates if not g.vector)
+def channel_gates(rule: Rule, gates: Gates | None) -> set[str]:
+    """The names of the gates that are given per channel, but for those that are vectors."""
+    return {g.name for g in rule.gates if gates is not None and not g.vector and gates[g.name].shape[-1] > 1}
 
 
 def off_home(rule: Rule) -> str | None:

@@ -142,7 +142,7 @@ GATES = ("g", "gk", "beta", "lamb")
 
 def refuses(rule: Rule, gates: Gates | None = None, tokens: tuple[Tensor, Tensor] | None = None) -> str | None:
     """Why this engine cannot run a rule (with these gates, keys and values), or None."""
-    channels = _channels(rule, gates)
+    channels = exact.channel_gates(rule, gates)
     return _unsuited(rule, channels) or _unavailable(tokens) or _too_wide(rule, channels, tokens)
 
 
@@ -188,10 +188,6 @@ def _unavailable(tokens: tuple[Tensor, Tensor] | None) -> str | None:
     return None
 
 
-def _channels(rule: Rule, gates: Gates | None) -> set[str]:
-    return {g.name for g in rule.gates if gates is not None and not g.vector and gates[g.name].shape[-1] > 1}
-
-
 def load(name: str) -> Callable[..., Any]:
     """A kernel by its `Kernel.name`; the first one imports fla, which takes seconds."""
     package, function = name.split(".")
@@ -200,7 +196,7 @@ def load(name: str) -> Callable[..., Any]:
 
 def run(rule: Rule, state: State, q: Tensor, k: Tensor, v: Tensor, gates: Gates, where: Layout) -> tuple[Tensor, State]:
     """Same contract as the chunk engine's `run`."""
-    kernel = _kernel(rule, _channels(rule, gates))
+    kernel = _kernel(rule, exact.channel_gates(rule, gates))
     x = _inputs(rule, {"q": q, "k": k, "v": v, **gates}, where)
     if state.home:
         q, erase, v = (x[name].transpose(1, 2) for name in ("q", "erase", "v"))

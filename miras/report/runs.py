@@ -43,7 +43,7 @@ def report(paths: Sequence[str], title: str = "") -> Page:
     names = _names(runs)
     sections = [s for run, name in zip(runs, names, strict=True) for s in _run_sections(run, name)]
     files = [Path(path) for path in paths if not Path(path).is_dir()]
-    sections += [section for path in files for section in _file_sections(path)]
+    sections += [section for path in files for section in file_sections(path)]
     # What one needs to do it again comes last, whatever file it is from.
     sections.sort(key=lambda section: isinstance(section, Facts))
     models = list(dict.fromkeys(names))
@@ -209,7 +209,12 @@ def _section(content: Any, where: str) -> Section:
     return built(KINDS[kind], {n: x for n, x in content.items() if n != "kind"}, where, parts)
 
 
-def _file_sections(path: Path) -> list[Section]:
+def file_sections(path: Path) -> list[Section]:
+    """The sections of a file of results.
+
+    Raises:
+        UsageError: it is none, with the place.
+    """
     content = _json(path)
     if isinstance(content, dict) and {"task", "models"} <= content.keys():
         return task_sections(content)
