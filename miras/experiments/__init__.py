@@ -9,7 +9,7 @@ from miras.errors import UsageError, near
 from miras.experiments.ablations import chunk, eps, exponents, home, losses, parts, space, threshold
 from miras.experiments.context import context
 from miras.experiments.language_modelling import language_modelling
-from miras.experiments.needle import needle
+from miras.experiments.needle import haystack, needle
 from miras.experiments.plan import SCALES as SCALES
 from miras.experiments.plan import Experiment as Experiment
 from miras.experiments.plan import Scale as Scale
@@ -21,6 +21,7 @@ EXPERIMENTS: Mapping[str, Callable[[Scale], Experiment]] = {
     for f in (
         language_modelling,
         needle,
+        haystack,
         recall,
         robustness,
         regression,

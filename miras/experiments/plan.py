@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from miras.evaluate.scratch import ScratchConfig
-from miras.evaluate.tasks import MQAR, LanguageTask, NoisyRecall, Regression, SyntheticTask
+from miras.evaluate.tasks import MQAR, Haystack, LanguageTask, NoisyRecall, Regression, SyntheticTask
 from miras.evaluate.tasks.base import RATES
+from miras.evaluate.tasks.haystack import levels
 from miras.mixer import Mixer
 from miras.registry import to_config
 from miras.train.config import TrainConfig
@@ -25,7 +26,8 @@ class Scale:
         contexts: training lengths of the experiment on context.
         lengths: of needle tests, in tokens.
         far: how far the loss is followed, in tokens.
-        recall: the task of multi-query recall, how it is learned, and learning rates.
+        haystack: the task of needles that are learned, how it is learned, and learning rates.
+        recall: the same for multi-query recall.
         noisy: the same for recall from corrupted pairs, trained on clean ones.
         readings: the same for regression from corrupted readings, trained on clean ones.
         rates: of language models. Learning rates are tried with the first seed, from the lowest on as long as each is
@@ -38,6 +40,7 @@ class Scale:
     contexts: tuple[int, ...]
     lengths: tuple[int, ...]
     far: int
+    haystack: tuple[Haystack, ScratchConfig, tuple[float, ...]]
     recall: tuple[MQAR, ScratchConfig, tuple[float, ...]]
     noisy: tuple[NoisyRecall, ScratchConfig, tuple[float, ...]]
     readings: tuple[Regression, ScratchConfig, tuple[float, ...]]
@@ -53,6 +56,9 @@ class Scale:
 LINEAR = ("retnet", "mamba2", "deltanet", "gated_deltanet")
 """The matrix memories that the paper compares its models with."""
 
+DIGITS = ("passkey", "number")
+"""Needles of 7 digits, which a small model learns in minutes; of 36 characters it learns half in that time."""
+
 CLEAN = (("value", 0.0),)
 CORRUPTED = tuple((noise, rate) for noise in ("heavy", "inside", "value") for rate in RATES)
 
@@ -64,6 +70,11 @@ SCALES: Mapping[str, Scale] = {
         (128, 512, 2048),
         (512, 1024, 2048),
         16_384,
+        (
+            Haystack(train=levels(DIGITS, 512), test=levels(DIGITS, 512, 1024, 2048, 4096)),
+            ScratchConfig(steps=4000, batch=2048),
+            (5e-3, 1e-2),
+        ),
         (
             MQAR(512, train=((32, 4), (64, 8)), test=((32, 4), (64, 8), (64, 16), (128, 32), (256, 8), (512, 8))),
             ScratchConfig(dim=128, heads=4, steps=1200, batch=2048),
@@ -86,6 +97,7 @@ SCALES: Mapping[str, Scale] = {
         (512, 2048, 8192),
         (1024, 2048, 4096, 8192),
         65_536,
+        (Haystack(), ScratchConfig(dim=128, steps=20_000, batch=32_768), (1e-3, 3e-3)),
         (MQAR(), ScratchConfig(dim=256, heads=8, steps=20_000, batch=32_768), (1e-3, 3e-3)),
         (
             NoisyRecall(train=CLEAN, test=CORRUPTED),
@@ -101,6 +113,7 @@ SCALES: Mapping[str, Scale] = {
         (2048, 4096, 8192, 16_384, 32_768),
         (1024, 2048, 4096, 8192, 16_384),
         131_072,
+        (Haystack(), ScratchConfig(dim=256, steps=100_000, batch=65_536), (1e-3, 3e-3)),
         (MQAR(), ScratchConfig(dim=256, heads=8, steps=100_000, batch=65_536), (1e-3, 3e-3)),
         (
             NoisyRecall(train=CLEAN, test=CORRUPTED),

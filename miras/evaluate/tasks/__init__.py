@@ -11,6 +11,7 @@ from miras.evaluate.tasks.base import SyntheticTask as SyntheticTask
 from miras.evaluate.tasks.base import Task as Task
 from miras.evaluate.tasks.base import TokenTask as TokenTask
 from miras.evaluate.tasks.copying import SelectiveCopy as SelectiveCopy
+from miras.evaluate.tasks.haystack import Haystack as Haystack
 from miras.evaluate.tasks.needle import Needle as Needle
 from miras.evaluate.tasks.perplexity import Perplexity as Perplexity
 from miras.evaluate.tasks.perplexity import Positions as Positions
@@ -27,6 +28,7 @@ TASKS: dict[str, Task] = {
     "passkey": Needle("passkey"),
     "needle_number": Needle("number"),
     "needle_uuid": Needle("uuid"),
+    "haystack": Haystack(),
     "mqar": MQAR(),
     "noisy_recall": NoisyRecall(),
     "regression": Regression(),

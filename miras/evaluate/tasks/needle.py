@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 import uuid
@@ -37,6 +38,8 @@ ADJECTIVES = (
     "amber brave calm distant eager fierce gentle hollow icy jolly keen lonely mellow narrow odd polite".split()
 )
 NOUNS = "anchor basin cedar delta engine falcon garden harbor island jacket kettle ladder meadow needle orchard".split()
+
+Kind = Literal["passkey", "number", "uuid"]
 
 HAYSTACK_CHARACTERS = 2_000_000
 """So much text is looked at for prose; where a haystack needs more, it begins again."""
@@ -84,7 +87,7 @@ class Needle(LanguageTask):
         distractors: wrong answers that the right one is compared with.
     """
 
-    kind: Literal["passkey", "number", "uuid"] = "passkey"
+    kind: Kind = "passkey"
     data: str = "stdlib"
     lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384)
     depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -109,7 +112,7 @@ class Needle(LanguageTask):
         Raises:
             UsageError: a length that the question alone exceeds.
         """
-        backend, sentences = plain_backend(tokenizer), self._sentences()
+        backend = plain_backend(tokenizer)
         for length in self.lengths:
             for depth in self.depths:
                 # A string, so that it means the same in every process.
@@ -117,7 +120,7 @@ class Needle(LanguageTask):
                 yield (
                     length,
                     depth,
-                    [self._prompt(backend, sentences, length, depth, draw) for _ in range(self.examples)],
+                    [self.prompt(backend, length, depth, draw) for _ in range(self.examples)],
                 )
 
     def measure(
@@ -130,20 +133,19 @@ class Needle(LanguageTask):
             rows.append({**self.named((length, depth)), **ask(model, prompts)})
         return rows
 
-    def _sentences(self) -> list[str]:
-        """The haystack's sentences or lines; their ends and what stands between them belong to them."""
-        if self.kind == "passkey":
-            return [NOISE]
-        text = ""
-        for document in load_corpus(self.data).documents("validation"):
-            text += document + "\n"
-            if len(text) > HAYSTACK_CHARACTERS:
-                break
-        return re.findall(r".+?(?:[.!?]\s+|\n\s*|$)", text)
+    def prompt(self, backend: Tokenizer, length: int, depth: float, draw: random.Random) -> Prompt:
+        """A prompt with a key, a value, distractors and a place in the text of their own.
 
-    def _prompt(
-        self, backend: Tokenizer, sentences: list[str], length: int, depth: float, draw: random.Random
-    ) -> Prompt:
+        Args:
+            backend: of the model's tokenizer, see `plain_backend`.
+            length: tokens of the prompt.
+            depth: where its needle stands.
+            draw: what is random in it.
+
+        Raises:
+            UsageError: a length that the question alone exceeds.
+        """
+        sentences = [NOISE] if self.kind == "passkey" else _prose(self.data)
         kind = "uuid" if self.kind == "uuid" else "number"
         key = f"{draw.choice(ADJECTIVES)}-{draw.choice(NOUNS)}"
         values = [self._value(draw) for _ in range(self.distractors + 1)]
@@ -166,6 +168,17 @@ class Needle(LanguageTask):
         if self.kind == "uuid":
             return str(uuid.UUID(int=draw.getrandbits(128), version=4))
         return str(draw.randint(10**6, 10**7 - 1))
+
+
+@functools.cache
+def _prose(data: str) -> list[str]:
+    """The sentences or lines of held-out text; their ends and what stands between them belong to them."""
+    text = ""
+    for document in load_corpus(data).documents("validation"):
+        text += document + "\n"
+        if len(text) > HAYSTACK_CHARACTERS:
+            break
+    return re.findall(r".+?(?:[.!?]\s+|\n\s*|$)", text)
 
 
 @torch.no_grad()
