@@ -15,6 +15,7 @@ from miras.evaluate.tasks import (
     MQAR,
     TASKS,
     Examples,
+    Haystack,
     LanguageTask,
     Memorisation,
     Needle,
@@ -208,6 +209,7 @@ def test_permutations_are_composed(degree):
         (lambda: Parity(test=(0,)), "at least 1"),
         (lambda: Permutations(6), "degree from 2 to 5"),
         (lambda: Needle(depths=(2.0,)), "depths from 0 to 1"),
+        (lambda: Haystack(train=(("word", 512),)), "expected passkey, number or uuid"),  # type: ignore[arg-type]
         (lambda: task("mqra"), "Did you mean 'mqar'"),
     ],
 )
@@ -307,6 +309,30 @@ def test_a_model_that_knows_the_answer_is_exact(untrained, words):
 
     scores = ask(Knows(), prompts)  # type: ignore[arg-type]
     assert scores["exact"] == scores["found"] == 1 and scores["margin"] > 10
+
+
+@pytest.mark.parametrize("kind", ["passkey", "number", "uuid"])
+def test_a_learned_needle_is_a_prompt_and_its_answer(kind, words):
+    inputs, targets, *_ = draw(Haystack(words), (kind, 1500), 16)
+    depths, values = [], set()
+    for tokens, answers in zip(inputs.tolist(), targets.tolist(), strict=True):
+        text = bytes(tokens).decode()
+        said = bytes(token for token in answers if token != IGNORE).decode()
+        # What is asked at a token is the next one: the prompt, and behind it all of the answer but its end.
+        assert text.endswith("mentioned in the provided text is" + said[:-1]) and answers[-1] == ord(said[-1])
+        first, found = re.search(r"magic \w+s for ([\w-]+) is: ([\w-]+)\.\n", text), said.removeprefix(" ")
+        assert first and first[2] == found and f"for {first[1]} mentioned" in text
+        depths.append(first.start() / 1500)
+        values.add(found)
+    assert len(values) == 16 and max(depths) - min(depths) > 0.3
+
+
+def test_a_needle_is_found_when_all_of_it_is_right():
+    targets = torch.tensor([[IGNORE, 3, 4], [IGNORE, 1, 2], [IGNORE, 5, 6], [IGNORE, 5, 6]])
+    predicted = torch.tensor([[9, 3, 4], [9, 1, 9], [9, 9, 6], [5, 5, 6]])
+    assert Haystack.score(predicted, targets) == 0.5
+    with pytest.raises(UsageError, match="shorter than its question"):
+        draw(Haystack(), ("passkey", 300), 1)
 
 
 def test_which_tasks_are_of_trained_models():
