@@ -24,7 +24,7 @@ from miras.data import load_corpus, load_tokenizer, pack
 from miras.errors import Diverged, MirasError
 from miras.evaluate.compare import compare, mean_of
 from miras.evaluate.scratch import ScratchConfig
-from miras.evaluate.tasks import SyntheticTask
+from miras.evaluate.tasks import Positions, SyntheticTask
 from miras.experiments.plan import Experiment, Model, TaskExperiment, TextExperiment
 from miras.process import set_threads
 from miras.report.figures import Curves, Series
@@ -41,6 +41,9 @@ from miras.train.progress import say
 from miras.train.summary import Summary
 
 CHOSEN, DIFFERENCES = "Learning rates", "Against {}"
+
+FAR = 6
+"""Positions of a table: as many octaves as reach from half the training length of small models to 32 times it."""
 
 
 def run(plan: Experiment, out: Path, jobs: int) -> list[Section]:
@@ -101,6 +104,8 @@ def _on_text(plan: TextExperiment, out: Path, jobs: int) -> list[Section]:
     for task, asked in plan.tasks.items():
         found = compare(task, asked, None, list(names), 1, out / "results")
         sections += task_sections(found, names)
+        if isinstance(asked, Positions):
+            sections.append(_by_position(plan, runs, found["models"]))
     page = report([str(folder) for folders in done.values() for folder in folders])
     return [*page.sections, *sections]
 
@@ -144,6 +149,33 @@ def _differences(plan: TextExperiment, runs: Mapping[str, list[Job]]) -> Table:
     note = "Differences of runs with the same seed; below zero is better."
     note += diverged({name: found.count(None) for name, found in reached.items()})
     return Table(columns, tuple(rows), DIFFERENCES.format(plan.baseline), note)
+
+
+def _by_position(plan: TextExperiment, runs: Mapping[str, list[Job]], found: Mapping[str, Any]) -> Table:
+    """The same at the last positions of `Positions`: what the text does to all models alike is gone."""
+
+    def bits(job: Job) -> dict[str, float]:
+        return {f"{row['position']:,}": row["bits_per_byte"]["mean"] for row in found[str(job.out)]["rows"]}
+
+    columns: dict[str, Column] = {}
+    rows = []
+    for name, jobs in runs.items():
+        done = [(a, b) for a, b in zip(jobs, runs[plan.baseline], strict=True) if a.finished and b.finished]
+        if name == plan.baseline or not done:
+            continue
+        pairs = [(bits(ours), bits(theirs)) for ours, theirs in done]
+        last = list(pairs[0][0])[-FAR:]
+        columns |= {position: Column(position, form="fixed") for position in last}
+        rows.append(Row(name, {at: _signed([ours[at] - theirs[at] for ours, theirs in pairs]) for at in last}))
+    title = f"positions, {DIFFERENCES.format(plan.baseline).lower()}"
+    note = "Bits per byte from each position to the next, differences of runs with the same seed; below zero is better."
+    return Table(tuple(columns.values()), tuple(rows), title, note)
+
+
+def _signed(values: Sequence[float]) -> str:
+    """The mean of some differences and its interval."""
+    mean, interval, _ = mean_of(values)
+    return f"{mean:+.3f}" if interval is None else f"{mean:+.3f} ± {interval:.3f}"
 
 
 def _against_numbers(plan: TextExperiment, runs: Mapping[str, list[Job]]) -> list[Curves]:

@@ -58,14 +58,19 @@ def test_a_search_a_repetition_and_a_page(on_text):
     bits = {name: [r["values"]["Validation"] for r in results if r["name"] == name] for name in plan.models}
     mean = sum(a - b for a, b in zip(bits["first order"], bits["deltanet"], strict=True)) / 2
     assert differences[0]["values"]["difference"] == f"{mean:+.3f}"
-    assert len(sections["curves", "positions"]["series"]) == 2 * 2
-    assert "Small" in (folder / "out" / "report.html").read_text() and len(tables) == 4
+    drawn = sections["curves", "positions"]["series"]
+    assert [curve["name"] for curve in drawn] == [name for name in plan.models for _ in range(2)]
+    (far,) = sections["table", "positions, against deltanet"]["rows"]
+    assert list(far["values"]) == ["1", "2", "4", "8", "16", "32"] and far["name"] == "first order"
+    mean = sum(a["y"][3] - b["y"][3] for a, b in zip(drawn[:2], drawn[2:], strict=True)) / 2
+    assert far["values"]["8"].startswith(f"{mean:+.3f} ± ")
+    assert "Small" in (folder / "out" / "report.html").read_text() and len(tables) == 5
 
 
 def test_what_is_there_is_not_done_again(on_text, monkeypatch):
     plan, folder, _ = on_text
     monkeypatch.setattr("miras.train.many.Job.start", lambda *given: pytest.fail("trained again"))
-    assert len(list(conduct("small", "laptop", plan, folder / "out", 1, None))) == 4
+    assert len(list(conduct("small", "laptop", plan, folder / "out", 1, None))) == 5
 
 
 def test_seeds_that_diverged_are_said_beneath_the_differences(monkeypatch):
