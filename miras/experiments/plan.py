@@ -72,7 +72,7 @@ SCALES: Mapping[str, Scale] = {
         16_384,
         (
             Haystack(train=levels(PASSKEY, 512), test=levels(PASSKEY, 512, 1024, 2048, 4096, 8192)),
-            ScratchConfig(steps=2500),
+            ScratchConfig(steps=4000),
             (5e-3,),
         ),
         (
