@@ -73,7 +73,7 @@ SCALES: Mapping[str, Scale] = {
         (
             Haystack(train=levels(PASSKEY, 512), test=levels(PASSKEY, 512, 1024, 2048, 4096, 8192)),
             ScratchConfig(steps=4000),
-            (5e-3,),
+            (2.5e-3, 5e-3),
         ),
         (
             MQAR(512, train=((32, 4), (64, 8)), test=((32, 4), (64, 8), (64, 16), (128, 32), (256, 8), (512, 8))),
