@@ -113,6 +113,9 @@ def variants(quick: bool) -> Iterator[Variant]:
     momentum = replace(memora, algorithm=Momentum(rate="input"))
     yield Variant("memora, token, momentum", momentum, 64, 64)
     yield Variant("memora, token, momentum", momentum, 128, 64)
+    yield Variant("memora, token, SwiGLU", replace(memora, memory=SwiGLU()), 64, 64)
+    yield Variant("memora, token, SwiGLU, momentum", replace(momentum, memory=SwiGLU()), 64, 64)
+    yield Variant("L_4, token, SwiGLU", replace(memora, retention=Lq(to="initial"), memory=SwiGLU()), 64, 64)
 
 
 def compiled(case: Variant) -> dict[str, Compiled]:

@@ -70,6 +70,7 @@ def test_from_the_start(engine, rule, channels):
         ),
         on("triton", SWIGLU, CUTS[1], name="swiglu"),
         on("triton", replace(SWIGLU, first_order=True), CUTS[1], name="swiglu-first-order"),
+        on("triton", replace(SWIGLU, link_at="token"), CUTS[1], name="swiglu-token"),
         on("triton", replace(YAAD, first_order=True), CUTS[1], name="first-order"),
     ],
 )

@@ -55,10 +55,9 @@ def problem(r: Rule, d_k=D, d_v=D, aligned=True, width=1):
             given[f"origin {n}"] = draw(CHUNKS, HEADS, *shape)
         if r.retention.to == "initial":
             given[f"home {n}"] = draw(HEADS, *shape).detach().mul_(leaf.std).requires_grad_()
-        given |= {
-            f"left {n}": draw(CHUNKS, HEADS, chunk, leaf.rows),
-            f"right {n}": draw(CHUNKS, HEADS, chunk, leaf.cols),
-        }
+        given[f"left {n}"] = draw(CHUNKS, HEADS, chunk, leaf.rows)
+        if n != "w3":  # which learns from keys, as W2 does
+            given[f"right {n}"] = draw(CHUNKS, HEADS, chunk, leaf.cols)
     given |= {n: draw(HEADS, size) for n, (size, _) in r.slow(d_k, d_v).items()}
     return leaves, given
 
@@ -89,7 +88,7 @@ def outputs(r: Rule, leaves, given, function):
     slots = {n: tuple(given[f"{j} {n}"] for j in range(1, 1 + r.algorithm.slots)) for n in leaves}
     slow = {n: given[n] for n in r.slow(D, D)}
     state = State(dual, slots, origin, torch.zeros(CHUNKS, dtype=torch.int64), of("home"), slow)
-    factors = {n: Outer(given[f"left {n}"], given[f"right {n}"]) for n in leaves}
+    factors = {n: Outer(given[f"left {n}"], given["right w2" if n == "w3" else f"right {n}"]) for n in leaves}
     links = linearised(r, leaves, origin, of("home")) if r.link_at == "chunk" else {}
     rows = of("rows") or {n: c.read for n, c in all_coefficients(r, leaves, given, None).items()}
     each = (steps(r, leaves["w1"], given, None),) if function is at_tokens else ()
@@ -185,6 +184,14 @@ AT_TOKENS = {
     ),
     "logistic, two sizes": (
         rule(memory.MLP(residual=False, expansion=1), retention.Bregman(), chunk=3, link_at="token"),
+        {"d_k": 32},
+    ),
+    "SwiGLU, KL, momentum": (
+        rule(GATED, retention.KL(to="initial"), algorithm.Momentum(), chunk=3, link_at="token"),
+        {"width": D},
+    ),
+    "SwiGLU, Lq, two sizes": (
+        rule(memory.SwiGLU(residual=False, expansion=1), retention.Lq(), chunk=5, link_at="token"),
         {"d_k": 32},
     ),
 }
@@ -302,7 +309,7 @@ def test_flops_are_those_of_the_products():
         rule(memory.MLP(layers=3)),
         rule(memory.MLP(bias=True)),
         rule(memory.MLP(expansion=3), retention.KL(), link_at="token"),
-        rule(memory.SwiGLU(expansion=2), retention.KL(), link_at="token"),
+        rule(memory.SwiGLU(expansion=3), retention.KL(), link_at="token"),
         rule(window=3),
     ],
     ids=str,

@@ -1,9 +1,10 @@
-"""Reads with a link at every token, `link_at="token"`, in many chunks at once: those of a two-layer MLP memory.
+"""Reads with a link at every token, `link_at="token"`, in many chunks at once: those of a memory of two layers.
 
 For every chunk and head its tokens t, one after another,
 
-    A_t, S_t = steps_t (A_{t-1}, S_{t-1}, narrow_t wide_t^T)     W_t = link(A_t (+ home))      for W1 and W2
-    a_t = W2_t q_t,   z_t = W1_t s(a_t),   y_t = (q_t +) scale (.) norm(z_t) + shift
+    A_t, S_t = steps_t (A_{t-1}, S_{t-1}, narrow_t wide_t^T)     W_t = link(A_t (+ home))      for each matrix
+    a_t = W2_t q_t,   x_t = s(a_t), or with b_t = W3_t q_t in a gated memory s(b_t) (.) a_t
+    z_t = W1_t x_t,   y_t = (q_t +) scale (.) norm(z_t) + shift
 
 where A_0 is the dual that the chunk finds and S_0 the algorithm's slot, if it has one. A_t and W_t are in registers,
 some channels at a time, and never in memory; as sums over all earlier tokens, by matrix products, they would take C
@@ -26,7 +27,7 @@ from miras.engines.model import Model, memory_name
 from miras.engines.triton.read_each_back import read_each_backward
 from miras.engines.triton.read_each_forward import Between, Given, read_each_forward
 from miras.engines.unroll import Learned
-from miras.memory import MLP
+from miras.memory import MLP, SwiGLU
 from miras.retention import EuclideanRetention
 from miras.rule import Rule
 from miras.weights import Leaf
@@ -63,8 +64,8 @@ class Problem:
     @classmethod
     def of(cls, given: Given, before: bool) -> Problem:
         """That of some tensors."""
-        (chunk, d_k), d_v, hidden = given.q.shape[-2:], given.left1.shape[-1], given.right1.shape[-1]
-        copies, width = len(given.bases1), given.steps.shape[-1]
+        (chunk, d_k), d_v, hidden = given.q.shape[-2:], given.lefts[0].shape[-1], given.x.shape[-1]
+        copies, width = given.steps.shape[-3], given.steps.shape[-1]
         block = min(TILE // (copies if width == 1 else 2 * copies) // hidden, d_k, d_v)
         return cls(chunk, d_k, d_v, hidden, copies - 1, width, before, block, SEGMENT)
 
@@ -93,8 +94,8 @@ class Problem:
 
 
 @torch.library.custom_op("miras::read_each", mutates_args=())
-def fused(tensors: Sequence[Tensor], model: str, before: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Outputs y [M, H, C, d_v] and, for the way back, a, z and sums of `Between`.
+def fused(tensors: Sequence[Tensor], model: str, before: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Outputs y [M, H, C, d_v] and, for the way back, a, b, z and sums of `Between`.
 
     Args:
         tensors: `Given.flat`.
@@ -103,11 +104,11 @@ def fused(tensors: Sequence[Tensor], model: str, before: bool) -> tuple[Tensor, 
     """
     parsed = Model.parse(model)
     given = _given(tensors, parsed)
-    y, a, z, sums = _empty(given, parsed)
-    between = Between(a.zero_(), z, sums.zero_(), z, a)  # the last two are not looked at
+    y, a, b, z, sums = _empty(given, parsed)
+    between = Between(a.zero_(), b.zero_(), z, sums.zero_(), z, a)  # the last two are not looked at
     chunks, heads = given.q.shape[:2]
     read_each_forward[(chunks * heads,)](given, between, y, heads, **_compiled_for(Problem.of(given, before), parsed))
-    return y, a, z, sums
+    return y, a, b, z, sums
 
 
 def _compiled_for(problem: Problem, model: Model) -> dict[str, Any]:
@@ -116,36 +117,42 @@ def _compiled_for(problem: Problem, model: Model) -> dict[str, Any]:
 
 def _given(tensors: Sequence[Tensor], model: Model) -> Given:
     """As kernels take it; homes that a rule has not got are not looked at."""
-    given = Given.of([x.contiguous() for x in tensors], 1 + model.slots, model.home)
-    return given if model.home else given._replace(homes=(given.q, given.q))
+    given = Given.of([x.contiguous() for x in tensors], model)
+    return given if model.home else given._replace(homes=(given.q,) * len(given.lefts))
 
 
-def _empty(given: Given, model: Model) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _empty(given: Given, model: Model) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What `fused` returns, unset."""
-    m, heads, chunk, _ = given.q.shape
-    y, a, z = (given.q.new_empty(m, heads, chunk, x.shape[-1]) for x in (given.left1, given.right1, given.left1))
-    return y, a, z, given.q.new_empty(m, heads, chunk, 2 * model.whole)
+    tokens, d_v, hidden = given.q.shape[:-1], given.lefts[0].shape[-1], given.x.shape[-1]
+    sizes = d_v, hidden, hidden * model.gated, d_v, (2 + model.gated) * model.whole
+    y, a, b, z, sums = (given.q.new_empty(*tokens, size) for size in sizes)
+    return y, a, b, z, sums
 
 
 @fused.register_fake
 def _(tensors: Sequence[Tensor], model: str, before: bool) -> Any:
     parsed = Model.parse(model)
-    return _empty(Given.of(tensors, 1 + parsed.slots, parsed.home), parsed)
+    return _empty(Given.of(tensors, parsed), parsed)
 
 
 @torch.library.custom_op("miras::read_each_backward", mutates_args=())
 def fused_backward(
-    grad_y: Tensor, a: Tensor, z: Tensor, sums: Tensor, tensors: Sequence[Tensor], model: str, before: bool
+    grad_y: Tensor, a: Tensor, b: Tensor, z: Tensor, sums: Tensor, tensors: Sequence[Tensor], model: str, before: bool
 ) -> list[Tensor]:
     """The cotangents of `fused`'s tensors, from that of y."""
     parsed = Model.parse(model)
     given = _given(tensors, parsed)
     problem, (chunks, heads) = Problem.of(given, before), given.q.shape[:2]
     programs = min(chunks, max(1, PROGRAMS // heads))
-    between = Between(a, z, sums, torch.empty_like(z), torch.zeros_like(a))
-    to_bases = [tuple(torch.empty_like(x) for x in xs) for xs in (given.bases1, given.bases2)]
-    to = Given._make([*(torch.zeros_like(x) for x in given[:6]), *to_bases, (given.q, given.q), ()])
-    to_homes = tuple(x.new_zeros(programs, *x.shape) for x in given.homes) if parsed.home else (given.q, given.q)
+    between = Between(a, b, z, sums, torch.empty_like(z), torch.zeros_like(a))
+    to = given._replace(
+        **{name: torch.zeros_like(x) for name, x in zip(given._fields[:4], given[:4], strict=True)},
+        lefts=tuple(torch.zeros_like(x) for x in given.lefts),
+        bases=tuple(torch.empty_like(x) for x in given.bases),
+        homes=(),
+        affine=(),
+    )
+    to_homes = tuple(x.new_zeros(programs, *x.shape) for x in given.homes) if parsed.home else given.homes
     to_affine = tuple(x.new_empty(programs, *x.shape) for x in given.affine)
     scratch = z.new_empty(programs, heads, problem.scratch)
     read_each_backward[(programs, heads)](
@@ -153,11 +160,13 @@ def fused_backward(
         **_compiled_for(problem, parsed),
     )
     shared = [x.sum(0) for x in (*(to_homes if parsed.home else ()), *to_affine)]
-    return [*to[:6], *to.bases1, *to.bases2, *shared]
+    return [*to.flat, *shared]
 
 
 @fused_backward.register_fake
-def _(grad_y: Any, a: Any, z: Any, sums: Any, tensors: Sequence[Tensor], model: str, before: bool) -> list[Tensor]:
+def _(
+    grad_y: Any, a: Any, b: Any, z: Any, sums: Any, tensors: Sequence[Tensor], model: str, before: bool
+) -> list[Tensor]:
     return [x.new_empty(x.shape) for x in tensors]
 
 
@@ -169,8 +178,8 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _back(ctx: Any, grad_y: Tensor | None, *_: None) -> tuple[list[Tensor] | None, ...]:
-    a, z, sums, *tensors = ctx.saved_tensors
-    grads = None if grad_y is None else fused_backward(grad_y, a, z, sums, tensors, *ctx.options)
+    a, b, z, sums, *tensors = ctx.saved_tensors
+    grads = None if grad_y is None else fused_backward(grad_y, a, b, z, sums, tensors, *ctx.options)
     return grads, None, None
 
 
@@ -180,16 +189,23 @@ fused.register_autograd(_back, setup_context=_keep)
 @register_flop_formula(torch.ops.miras.read_each)
 def _flops(tensors: Any, model: str, *_: Any, **_more: Any) -> int:
     """For each entry of a matrix and token, the gradient added to the dual and each slot, and the read."""
-    (m, h, c, d_k), d_v, hidden = tensors[0], tensors[3][-1], tensors[4][-1]
-    return 2 * m * h * c * hidden * (d_k + d_v) * (2 + Model.parse(model).slots)
+    return 2 * _entries(tensors, model) * (2 + Model.parse(model).slots)
 
 
 @register_flop_formula(torch.ops.miras.read_each_backward)
-def _flops_backward(grad_y: Any, a: Any, z: Any, sums: Any, tensors: Any, model: str, *_: Any, **_more: Any) -> int:
+def _flops_backward(
+    grad_y: Any, a: Any, b: Any, z: Any, sums: Any, tensors: Any, model: str, *_: Any, **_more: Any
+) -> int:
     """Twice those forward, and all of them again but the read of W1, the gradients three times."""
-    (m, h, c, d_k), d_v, hidden = tensors[0], tensors[3][-1], tensors[4][-1]
-    again = 2 * m * h * c * hidden * (d_k + d_v) * 3 * (1 + Model.parse(model).slots)
+    again = 2 * _entries(tensors, model) * 3 * (1 + Model.parse(model).slots)
     return 2 * _flops(tensors, model) + again
+
+
+def _entries(tensors: Any, model: str) -> int:
+    """Entries of all matrices, once for each token, from shapes."""
+    given = Given.of(tensors, Model.parse(model))
+    (m, h, c, d_k), d_v, hidden = given.q, given.lefts[0][-1], given.x[-1]
+    return m * h * c * hidden * (d_v + (len(given.lefts) - 1) * d_k)
 
 
 # -- the seam to the engine -------------------------------------------------------------------------------------------
@@ -197,7 +213,7 @@ def _flops_backward(grad_y: Any, a: Any, z: Any, sums: Any, tensors: Any, model:
 
 def serves(rule: Rule, leaves: dict[str, Leaf], learned: Learned) -> bool:
     """Whether reads are `read`'s: `unroll.read_chunks` would write out each token's weights."""
-    if memory_name(rule) != "mlp":
+    if not memory_name(rule):
         return False
     hidden = leaves["w1"].cols
     nonlinear = rule.link_at == "token" and not isinstance(rule.retention, EuclideanRetention)
@@ -207,12 +223,16 @@ def serves(rule: Rule, leaves: dict[str, Leaf], learned: Learned) -> bool:
 
 def read(rule: Rule, leaves: dict[str, Leaf], learned: Learned, q: Tensor, steps: Tensor) -> Tensor:
     """Outputs [M, H, C, d_v]; q [M, H, C, d_k] and `unroll.steps`."""
-    assert isinstance(rule.memory, MLP)
+    assert isinstance(rule.memory, MLP | SwiGLU)
     before, grad = learned.before, learned.grad
-    bases1, bases2 = ([before.dual[n], *before.slots[n]] for n in ("w1", "w2"))
-    affine = [before.slow["norm_scale"], before.slow["norm_shift"]] if rule.memory.norm else []
-    homes = [before.home[n] for n in ("w1", "w2")] if before.home else []
-    left1, right1, _ = grad["w1"]
-    left2, k, _ = grad["w2"]
-    given = Given(q, k, steps, left1, right1, left2, bases1, bases2, homes, affine)
+    given = Given(
+        q,
+        grad["w2"].right,
+        steps,
+        grad["w1"].right,
+        [grad[n].left for n in leaves],
+        [x for n in leaves for x in (before.dual[n], *before.slots[n])],
+        [before.home[n] for n in leaves if before.home],
+        [before.slow[n] for n in ("norm_scale", "norm_shift") if before.slow],
+    )
     return fused(given.flat, str(Model.of(rule, leaves)), rule.read_at == "before")[0]

@@ -13,12 +13,15 @@ from miras.engines.triton.parts import activation, norm, norm_back, save_tokens,
 from miras.engines.triton.read_each_forward import (
     PART,
     add,
+    bases_of,
     between_of,
     coefficient,
+    entries,
     factor_of,
+    factors_of,
+    features,
     hidden_of,
     learned,
-    of_chunk,
 )
 
 
@@ -33,9 +36,19 @@ def _add_coefficient(to_steps, i: tl.constexpr, j: tl.constexpr, x, c, P: tl.con
 
 
 @triton.jit
+def _put(at, x, MATRIX: tl.constexpr):
+    """Store what is of a token's channels alone; W3 reads and learns from the same tokens as W2, and adds to that."""
+    if MATRIX == 2:
+        add(at, x)
+    else:
+        tl.store(at, x)
+
+
+@triton.jit
 def _through_learned(
-    to_dual, to_slot, dual, slot, narrow, wide, steps, to_steps, to_narrow, to_wide, c, h, P: tl.constexpr
-):
+    to_dual, to_slot, dual, slot, narrow, wide, steps, to_steps, to_narrow, to_wide, c, h, MATRIX: tl.constexpr,
+    P: tl.constexpr,
+):  # fmt: skip
     """The way back through `learned`: the cotangents of the dual and the slot before it; those of the rest are stored,
     or added to what is there.
     """
@@ -54,7 +67,7 @@ def _through_learned(
         to_grad += coefficient(steps, 1, 2, column, P) * to_slot
         before += coefficient(steps, 1, 0, column, P) * to_slot
         to_slot = coefficient(steps, 0, 1, column, P) * to_dual + coefficient(steps, 1, 1, column, P) * to_slot
-    tl.store(to_narrow + c, tl.sum(to_grad * wide, 1))
+    _put(to_narrow + c, tl.sum(to_grad * wide, 1), MATRIX)
     add(to_wide + h, tl.sum(to_grad * narrow[:, None], 0, keep_dims=True))
     return before, to_slot
 
@@ -68,41 +81,39 @@ def _keep(at, dual, slot, P: tl.constexpr):
 
 
 @triton.jit
+def _through(between, t, h, MATRIX: tl.constexpr, P: tl.constexpr, MODEL: tl.constexpr):
+    """What the cotangent of x_t is multiplied by to be that of a_t, or of b_t."""
+    a = hidden_of(between, t, h, 1, P, MODEL)
+    if MATRIX == 2:
+        return a * slope(hidden_of(between, t, h, 2, P, MODEL), MODEL.activation)
+    elif MODEL.gated:
+        return activation(hidden_of(between, t, h, 2, P, MODEL), MODEL.activation)
+    else:
+        return slope(a, MODEL.activation)
+
+
+@triton.jit
 def _apply_back(
-    bases,
-    home,
-    narrow,
-    wide,
-    steps,
-    q,
-    grad_y,
-    between,
-    to_bases,
-    to_home,
-    to_narrow,
-    to_wide,
-    to_steps,
-    to_q,
-    scratch,
-    ALONG: tl.constexpr,
-    ACROSS: tl.constexpr,
-    UNIT: tl.constexpr,
-    OUTER: tl.constexpr,
-    P: tl.constexpr,
-    MODEL: tl.constexpr,
+    given, between, grad_y, to, to_home, scratch, here, head, MATRIX: tl.constexpr, P: tl.constexpr, MODEL: tl.constexpr
 ):
-    """The way back through `_apply`, from the cotangent of z, and of x for W1 or q for W2."""
-    D: tl.constexpr = P.d_v if OUTER else P.d_k
+    """The way back through `_apply`, from the cotangent of z, and of x for W1 or q for the others."""
+    D: tl.constexpr = P.d_v if MATRIX == 0 else P.d_k
+    UNIT: tl.constexpr = MODEL.unit1 if MATRIX == 0 else MODEL.unit2
     STATE: tl.constexpr = (1 + P.slots) * P.tile
+    narrow, wide = factors_of(given, here, MATRIX, P)
+    to_narrow, to_wide = factors_of(to, here, MATRIX, P)
+    dual_at, slot_at = bases_of(given, here, MATRIX, P)
+    steps, to_steps = given.steps + here * P.chunk * P.step, to.steps + here * P.chunk * P.step
+    q, to_q = given.q + here * P.chunk * P.d_k, to.q + here * P.chunk * P.d_k
     h = tl.arange(0, P.hidden)[None, :]
     within = scratch + tl.arange(0, P.block)[:, None] * P.hidden + h
     some = within + P.segments * STATE
     for begin in tl.range(0, D, P.block, disable_licm=True):
         c = begin + tl.arange(0, P.block)
         column = c[:, None]
-        at = column * ALONG + h * ACROSS
-        dual, slot = tl.load(bases[0] + at), tl.load(bases[P.slots] + at)
-        initial = tl.load(home + at) if MODEL.home else tl.zeros_like(dual)
+        at = entries(column, h, MATRIX, P)
+        dual, slot = tl.load(dual_at + at), tl.load(slot_at + at)
+        initial = tl.load(given.homes[MATRIX] + head * D * P.hidden + at) if MODEL.home else tl.zeros_like(dual)
         # What each segment finds; then, segment by segment, what each of its tokens finds.
         for t in tl.range(0, P.chunk, disable_licm=True):
             if t % P.segment == 0:
@@ -135,15 +146,14 @@ def _apply_back(
                     full = old
                 full += initial
                 if MODEL.whole:
-                    mean, scale = factor_of(between.sums, t, OUTER, UNIT, P, MODEL)
+                    mean, scale = factor_of(between.sums, t, MATRIX, P, MODEL)
                     first, second = tl.zeros_like(factor) + mean, tl.zeros_like(factor) + scale
                 else:
                     first, second = of_rows(full, UNIT, MODEL)
                 w = weight(full, first, second, UNIT, MODEL)
-                a = hidden_of(between.a, between.sums, t, h, P, MODEL)
                 # The cotangent of W_t is left right^T.
-                if OUTER:
-                    left, right = tl.load(between.to_z + t * D + c), activation(a, MODEL.activation)
+                if MATRIX == 0:
+                    left, right = tl.load(between.to_z + t * D + c), features(between, t, h, P, MODEL)
                     inner = left * tl.load(between.z + t * D + c)
                     if MODEL.whole:
                         o = tl.arange(0, D)
@@ -151,28 +161,29 @@ def _apply_back(
                     add(between.to_x + t * P.hidden + h, tl.sum(w * left[:, None], 0, keep_dims=True))
                 else:
                     left = tl.load(q + t * D + c)
-                    right = tl.load(between.to_x + t * P.hidden + h) * slope(a, MODEL.activation)
+                    right = tl.load(between.to_x + t * P.hidden + h) * _through(between, t, h, MATRIX, P, MODEL)
                     row = tl.sum(w * right, 1)
                     inner = left * row
                     if MODEL.whole:
-                        inner = tl.sum(a * right, 0)
-                    if MODEL.residual:
+                        inner = tl.sum(hidden_of(between, t, h, MATRIX, P, MODEL) * right, 0)
+                    if MODEL.residual and MATRIX == 1:
                         row += tl.load(grad_y + t * D + c)
-                    tl.store(to_q + t * D + c, row)
+                    _put(to_q + t * D + c, row, MATRIX)
                 to_full = weight_back(left[:, None] * right, inner, full, first, second, D, P.hidden, UNIT, MODEL)
                 to_initial += to_full
                 if not P.before:
                     to_dual += to_full
                 to_dual, to_slot = _through_learned(
                     to_dual, to_slot, old, old_slot, factor, factor_wide, steps + t * P.step, to_steps + t * P.step,
-                    to_narrow + t * D, to_wide + t * P.hidden, c, h, P,
+                    to_narrow + t * D, to_wide + t * P.hidden, c, h, MATRIX, P,
                 )  # fmt: skip
                 if P.before:
                     to_dual += to_full
             tl.debug_barrier()
-        tl.store(to_bases[0] + at, to_dual)
+        to_dual_at, to_slot_at = bases_of(to, here, MATRIX, P)
+        tl.store(to_dual_at + at, to_dual)
         if P.slots:
-            tl.store(to_bases[1] + at, to_slot)
+            tl.store(to_slot_at + at, to_slot)
         if MODEL.home:
             add(to_home + at, to_initial)
         tl.debug_barrier()
@@ -188,13 +199,12 @@ def read_each_backward(
     head = tl.program_id(1).to(tl.int64)
     own = tl.program_id(0) * heads + head
     scratch += own * P.scratch
-    to_home1, to_home2 = to_homes[0] + own * P.hidden * P.d_v, to_homes[1] + own * P.hidden * P.d_k
     o = tl.arange(0, P.d_v)
     to_scale = tl.full([P.d_v], 0.0, scratch.dtype.element_ty)
     to_shift = to_scale
     for number in tl.range(tl.program_id(0), chunks, tl.num_programs(0), disable_licm=True):
         here = number * heads + head
-        of, along, back = of_chunk(given, here, head, P), between_of(between, here, P), of_chunk(to, here, head, P)
+        along = between_of(between, here, P, MODEL)
         above = grad_y + here * P.chunk * P.d_v
         for begin in tl.range(0, P.chunk, PART, disable_licm=True):
             t = begin + tl.arange(0, PART)
@@ -203,17 +213,19 @@ def read_each_backward(
                 n, rstd = norm(tokens(along.z, t, P.chunk, P.d_v, P.d_v), MODEL.eps, P.d_v)
                 to_scale += tl.sum(to_z * n, 0)
                 to_shift += tl.sum(to_z, 0)
-                to_z = norm_back(to_z * tl.load(of.affine[0] + o)[None, :], n, rstd, P.d_v)
+                to_z = norm_back(to_z * tl.load(given.affine[0] + head * P.d_v + o)[None, :], n, rstd, P.d_v)
             save_tokens(along.to_z, t, to_z, P.chunk, P.d_v, P.d_v)
         tl.debug_barrier()
         _apply_back(
-            of.bases1, of.homes[0], of.left1, of.right1, of.steps, of.q, above, along, back.bases1, to_home1,
-            back.left1, back.right1, back.steps, back.q, scratch, P.hidden, 1, MODEL.unit1, True, P, MODEL,
+            given, along, above, to, to_homes[0] + own * P.hidden * P.d_v, scratch, here, head, 0, P, MODEL
         )  # fmt: skip
         _apply_back(
-            of.bases2, of.homes[1], of.k, of.left2, of.steps, of.q, above, along, back.bases2, to_home2,
-            back.k, back.left2, back.steps, back.q, scratch, 1, P.d_k, MODEL.unit2, False, P, MODEL,
+            given, along, above, to, to_homes[1] + own * P.hidden * P.d_k, scratch, here, head, 1, P, MODEL
         )  # fmt: skip
+        if MODEL.gated:
+            _apply_back(
+                given, along, above, to, to_homes[2] + own * P.hidden * P.d_k, scratch, here, head, 2, P, MODEL
+            )  # fmt: skip
     if MODEL.norm:
         tl.store(to_affine[0] + own * P.d_v + o, to_scale)
         tl.store(to_affine[1] + own * P.d_v + o, to_shift)

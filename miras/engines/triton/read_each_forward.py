@@ -1,9 +1,9 @@
 """The kernel of `read_each`: a chunk's tokens one after another, a matrix' channels some at a time.
 
-Both matrices are looked at as [D, hidden], see `link`. A tile is `P.block` channels with their whole hidden axis, along
+All matrices are looked at as [D, hidden], see `link`. A tile is `P.block` channels with their whole hidden axis, along
 which KL normalises; the dual and the slot in it stay in registers from token to token. `P` is the `Problem` that a
-kernel is compiled for. `OUTER`: the matrix is W1, z_t = W1_t x_t, a sum over the hidden axis; else it is W2,
-a_t = W2_t q_t, a sum over the channels, to which each block of them is added.
+kernel is compiled for. `MATRIX` is 0 for W1: z_t = W1_t x_t is a sum over the hidden axis. It is 1 for W2, 2 for W3 of
+a gated memory: a_t = W2_t q_t and b_t = W3_t q_t are sums over the channels, to which each block of them is added.
 """
 
 # Kernels are written in the language of Triton, whose values have other types than Python sees.
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from miras.engines.model import Model
 from miras.engines.triton.bias import power
 from miras.engines.triton.link import of_rows, weight, whole
 from miras.engines.triton.parts import activation, norm, save_tokens, tokens
@@ -25,43 +26,41 @@ PART = tl.constexpr(16)  # tokens at a time where they do not see each other
 
 
 class Given(NamedTuple):
-    """What reads depend on: tensors, or their shapes, or pointers.
+    """What reads depend on: tensors, or pointers.
 
     Attributes:
         q: queries [M, H, C, d_k].
         k: keys that the chunk learned from, likewise.
         steps: what each token makes of the dual, the S slots and its gradient, [M, H, C, 1 + S, 2 + S, 1 | d].
-        left1: [M, H, C, d_v].
-        right1: [M, H, C, hidden].
-        left2: [M, H, C, hidden].
-        bases1: dual and slots of W1 before the chunk, 1 + S matrices [M, H, d_v, hidden].
-        bases2: 1 + S matrices [M, H, hidden, d_k].
-        homes: of W1 and W2, [H, o, i], or nothing.
+        x: what W1 learned from, [M, H, C, hidden].
+        lefts: factors of the gradients, of W1 [M, H, C, d_v], of each other matrix [M, H, C, hidden].
+        bases: dual and slots before the chunk, of W1 1 + S matrices [M, H, d_v, hidden], then of each other one as many
+            [M, H, hidden, d_k].
+        homes: of each matrix, [H, o, i], or nothing.
         affine: scale and shift of the norm, [H, d_v], or nothing where there is no norm.
     """
 
     q: Any
     k: Any
     steps: Any
-    left1: Any
-    right1: Any
-    left2: Any
-    bases1: Sequence[Any]
-    bases2: Sequence[Any]
+    x: Any
+    lefts: Sequence[Any]
+    bases: Sequence[Any]
     homes: Sequence[Any]
     affine: Sequence[Any]
 
     @property
     def flat(self) -> list[Any]:
         """As operators take it."""
-        return [*self[:6], *self.bases1, *self.bases2, *self.homes, *self.affine]
+        return [*self[:4], *self.lefts, *self.bases, *self.homes, *self.affine]
 
     @classmethod
-    def of(cls, flat: Sequence[Any], bases: int, home: bool) -> Given:
+    def of(cls, flat: Sequence[Any], model: Model) -> Given:
         """The reverse."""
-        rest = iter(flat[6:])
-        lists = [tuple(next(rest) for _ in range(count)) for count in (bases, bases, 2 * home)]
-        return cls._make([*flat[:6], *lists, tuple(rest)])
+        rest, matrices = iter(flat[4:]), 2 + model.gated
+        counts = matrices, matrices * (1 + model.slots), matrices * model.home
+        lists = [tuple(next(rest) for _ in range(count)) for count in counts]
+        return cls._make([*flat[:4], *lists, tuple(rest)])
 
 
 class Between(NamedTuple):
@@ -69,13 +68,15 @@ class Between(NamedTuple):
 
     Attributes:
         a: W2_t q_t, [M, H, C, hidden]; where the link's statistics are of a whole matrix, not yet scaled by them.
+        b: of a gated memory, W3_t q_t, likewise.
         z: W1_t x_t, [M, H, C, d_v].
-        sums: of such a link, the sums of |F_t|^q for W1 and W2, [M, H, C, 2].
+        sums: of such a link, the sum of |F_t|^q of each matrix, [M, H, C, 2 | 3].
         to_z: [M, H, C, d_v].
         to_x: [M, H, C, hidden].
     """
 
     a: Any
+    b: Any
     z: Any
     sums: Any
     to_z: Any
@@ -86,32 +87,39 @@ class Between(NamedTuple):
 
 
 @triton.jit
-def of_chunk(given, here, head, P: tl.constexpr):
-    """`Given` or its cotangents, of one chunk and head."""
-    return Given(
-        given.q + here * P.chunk * P.d_k,
-        given.k + here * P.chunk * P.d_k,
-        given.steps + here * P.chunk * P.step,
-        given.left1 + here * P.chunk * P.d_v,
-        given.right1 + here * P.chunk * P.hidden,
-        given.left2 + here * P.chunk * P.hidden,
-        [base + here * P.hidden * P.d_v for base in given.bases1],
-        [base + here * P.hidden * P.d_k for base in given.bases2],
-        (given.homes[0] + head * P.hidden * P.d_v, given.homes[1] + head * P.hidden * P.d_k),
-        [x + head * P.d_v for x in given.affine],
+def between_of(between, here, P: tl.constexpr, MODEL: tl.constexpr):
+    """`Between` of one chunk and head."""
+    return Between(
+        between.a + here * P.chunk * P.hidden,
+        between.b + here * P.chunk * P.hidden,
+        between.z + here * P.chunk * P.d_v,
+        between.sums + here * P.chunk * (2 + MODEL.gated),
+        between.to_z + here * P.chunk * P.d_v,
+        between.to_x + here * P.chunk * P.hidden,
     )
 
 
 @triton.jit
-def between_of(between, here, P: tl.constexpr):
-    """`Between` of one chunk and head."""
-    return Between(
-        between.a + here * P.chunk * P.hidden,
-        between.z + here * P.chunk * P.d_v,
-        between.sums + here * P.chunk * 2,
-        between.to_z + here * P.chunk * P.d_v,
-        between.to_x + here * P.chunk * P.hidden,
-    )
+def factors_of(given, here, MATRIX: tl.constexpr, P: tl.constexpr):
+    """The factors of a matrix' gradients in a chunk, narrow [C, D] and wide [C, hidden], or their cotangents."""
+    if MATRIX == 0:
+        return given.lefts[0] + here * P.chunk * P.d_v, given.x + here * P.chunk * P.hidden
+    else:
+        return given.k + here * P.chunk * P.d_k, given.lefts[MATRIX] + here * P.chunk * P.hidden
+
+
+@triton.jit
+def bases_of(given, here, MATRIX: tl.constexpr, P: tl.constexpr):
+    """A matrix' dual and slot that a chunk finds, or their cotangents; the dual again where there is no slot."""
+    size = P.hidden * (P.d_v if MATRIX == 0 else P.d_k)
+    first: tl.constexpr = MATRIX * (1 + P.slots)
+    return given.bases[first] + here * size, given.bases[first + P.slots] + here * size
+
+
+@triton.jit
+def entries(c, h, MATRIX: tl.constexpr, P: tl.constexpr):
+    """Where channels and hidden units stand in a matrix."""
+    return c * P.hidden + h if MATRIX == 0 else c + h * P.d_k
 
 
 # -- one token --------------------------------------------------------------------------------------------------------
@@ -140,20 +148,31 @@ def learned(dual, slot, narrow, wide, steps, c, P: tl.constexpr):
 
 
 @triton.jit
-def factor_of(sums, t, OUTER: tl.constexpr, UNIT: tl.constexpr, P: tl.constexpr, MODEL: tl.constexpr):
+def factor_of(sums, t, MATRIX: tl.constexpr, P: tl.constexpr, MODEL: tl.constexpr):
     """What W_t has yet to be scaled by, and the mean that this is of."""
-    D: tl.constexpr = P.d_v if OUTER else P.d_k
-    return whole(tl.load(sums + 2 * t + (0 if OUTER else 1)), D, P.hidden, UNIT, MODEL)
+    D: tl.constexpr = P.d_v if MATRIX == 0 else P.d_k
+    UNIT: tl.constexpr = MODEL.unit1 if MATRIX == 0 else MODEL.unit2
+    return whole(tl.load(sums + (2 + MODEL.gated) * t + MATRIX), D, P.hidden, UNIT, MODEL)
 
 
 @triton.jit
-def hidden_of(a, sums, t, h, P: tl.constexpr, MODEL: tl.constexpr):
-    """a_t."""
-    x = tl.load(a + t * P.hidden + h)
+def hidden_of(between, t, h, MATRIX: tl.constexpr, P: tl.constexpr, MODEL: tl.constexpr):
+    """a_t or b_t."""
+    x = tl.load((between.a if MATRIX == 1 else between.b) + t * P.hidden + h)
     if MODEL.whole:
-        _, factor = factor_of(sums, t, False, MODEL.unit2, P, MODEL)
+        _, factor = factor_of(between.sums, t, MATRIX, P, MODEL)
         x *= factor
     return x
+
+
+@triton.jit
+def features(between, t, h, P: tl.constexpr, MODEL: tl.constexpr):
+    """x_t."""
+    a = hidden_of(between, t, h, 1, P, MODEL)
+    if MODEL.gated:
+        return a * activation(hidden_of(between, t, h, 2, P, MODEL), MODEL.activation)
+    else:
+        return activation(a, MODEL.activation)
 
 
 @triton.jit
@@ -166,29 +185,19 @@ def add(at, x):
 
 
 @triton.jit
-def _apply(
-    bases,
-    home,
-    narrow,
-    wide,
-    steps,
-    q,
-    between,
-    ALONG: tl.constexpr,
-    ACROSS: tl.constexpr,
-    UNIT: tl.constexpr,
-    OUTER: tl.constexpr,
-    P: tl.constexpr,
-    MODEL: tl.constexpr,
-):
-    """a of all tokens, or `OUTER` z from it, and the sums that scale them."""
-    D: tl.constexpr = P.d_v if OUTER else P.d_k
+def _apply(given, between, here, head, MATRIX: tl.constexpr, P: tl.constexpr, MODEL: tl.constexpr):
+    """a or b of all tokens, or z from them, and the sums that scale them."""
+    D: tl.constexpr = P.d_v if MATRIX == 0 else P.d_k
+    UNIT: tl.constexpr = MODEL.unit1 if MATRIX == 0 else MODEL.unit2
+    narrow, wide = factors_of(given, here, MATRIX, P)
+    dual_at, slot_at = bases_of(given, here, MATRIX, P)
+    steps, q = given.steps + here * P.chunk * P.step, given.q + here * P.chunk * P.d_k
     h = tl.arange(0, P.hidden)[None, :]
     for begin in range(0, D, P.block):
         c = begin + tl.arange(0, P.block)[:, None]
-        at = c * ALONG + h * ACROSS
-        dual, slot = tl.load(bases[0] + at), tl.load(bases[P.slots] + at)
-        initial = tl.load(home + at) if MODEL.home else tl.zeros_like(dual)
+        at = entries(c, h, MATRIX, P)
+        dual, slot = tl.load(dual_at + at), tl.load(slot_at + at)
+        initial = tl.load(given.homes[MATRIX] + head * D * P.hidden + at) if MODEL.home else tl.zeros_like(dual)
         for t in range(0, P.chunk):
             found = dual
             dual, slot = learned(
@@ -196,42 +205,41 @@ def _apply(
             )
             full = (found if P.before else dual) + initial
             if MODEL.whole:
-                add(between.sums + 2 * t + (0 if OUTER else 1), tl.sum(power(full * full, MODEL.q / 2)))
+                add(between.sums + (2 + MODEL.gated) * t + MATRIX, tl.sum(power(full * full, MODEL.q / 2)))
             first, second = of_rows(full, UNIT, MODEL)
             w = weight(full, first, second, UNIT, MODEL)
-            if OUTER:
-                x = activation(hidden_of(between.a, between.sums, t, h, P, MODEL), MODEL.activation)
+            if MATRIX == 0:
+                x = features(between, t, h, P, MODEL)
                 tl.store(between.z + t * D + c, tl.sum(w * x, 1, keep_dims=True))
             else:
-                add(between.a + t * P.hidden + h, tl.sum(w * tl.load(q + t * D + c), 0, keep_dims=True))
+                to = between.a if MATRIX == 1 else between.b
+                add(to + t * P.hidden + h, tl.sum(w * tl.load(q + t * D + c), 0, keep_dims=True))
         tl.debug_barrier()
 
 
 @triton.jit
 def read_each_forward(given, between, y, heads, P: tl.constexpr, MODEL: tl.constexpr):
-    """See `read_each.fused`; a and the sums hold zeros."""
+    """See `read_each.fused`; a, b and the sums hold zeros."""
     here, head = tl.program_id(0).to(tl.int64), tl.program_id(0) % heads
-    of, between = of_chunk(given, here, head, P), between_of(between, here, P)
+    between = between_of(between, here, P, MODEL)
     y += here * P.chunk * P.d_v
-    _apply(
-        of.bases2, of.homes[1], of.k, of.left2, of.steps, of.q, between, 1, P.d_k, MODEL.unit2, False, P, MODEL
-    )  # fmt: skip
-    _apply(
-        of.bases1, of.homes[0], of.left1, of.right1, of.steps, of.q, between, P.hidden, 1, MODEL.unit1, True, P, MODEL
-    )  # fmt: skip
+    _apply(given, between, here, head, 1, P, MODEL)
+    if MODEL.gated:
+        _apply(given, between, here, head, 2, P, MODEL)
+    _apply(given, between, here, head, 0, P, MODEL)
     o = tl.arange(0, P.d_v)
     for begin in range(0, P.chunk, PART):
         t = begin + tl.arange(0, PART)
         z = tokens(between.z, t, P.chunk, P.d_v, P.d_v)
         if MODEL.whole:
-            sums = tl.load(between.sums + 2 * t[:, None], mask=t[:, None] < P.chunk, other=1.0)
+            sums = tl.load(between.sums + (2 + MODEL.gated) * t[:, None], mask=t[:, None] < P.chunk, other=1.0)
             _, factor = whole(sums, P.d_v, P.hidden, MODEL.unit1, MODEL)
             z *= factor
             save_tokens(between.z, t, z, P.chunk, P.d_v, P.d_v)
         if MODEL.norm:
             n, _ = norm(z, MODEL.eps, P.d_v)
-            scale, shift = of.affine
-            z = n * tl.load(scale + o)[None, :] + tl.load(shift + o)[None, :]
+            scale, shift = given.affine
+            z = n * tl.load(scale + head * P.d_v + o)[None, :] + tl.load(shift + head * P.d_v + o)[None, :]
         if MODEL.residual:
-            z += tokens(of.q, t, P.chunk, P.d_k, P.d_k)
+            z += tokens(given.q + here * P.chunk * P.d_k, t, P.chunk, P.d_k, P.d_k)
         save_tokens(y, t, z, P.chunk, P.d_v, P.d_v)
