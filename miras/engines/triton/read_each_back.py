@@ -103,6 +103,8 @@ def _apply_back(
     narrow, wide = factors_of(given, here, MATRIX, P)
     to_narrow, to_wide = factors_of(to, here, MATRIX, P)
     dual_at, slot_at = bases_of(given, here, MATRIX, P)
+    to_dual_at, to_slot_at = bases_of(to, here, MATRIX, P)
+    home = given.homes[MATRIX] + head * D * P.hidden
     steps, to_steps = given.steps + here * P.chunk * P.step, to.steps + here * P.chunk * P.step
     q, to_q = given.q + here * P.chunk * P.d_k, to.q + here * P.chunk * P.d_k
     h = tl.arange(0, P.hidden)[None, :]
@@ -113,7 +115,7 @@ def _apply_back(
         column = c[:, None]
         at = entries(column, h, MATRIX, P)
         dual, slot = tl.load(dual_at + at), tl.load(slot_at + at)
-        initial = tl.load(given.homes[MATRIX] + head * D * P.hidden + at) if MODEL.home else tl.zeros_like(dual)
+        initial = tl.load(home + at) if MODEL.home else tl.zeros_like(dual)
         # What each segment finds; then, segment by segment, what each of its tokens finds.
         for t in tl.range(0, P.chunk, disable_licm=True):
             if t % P.segment == 0:
@@ -153,16 +155,17 @@ def _apply_back(
                 w = weight(full, first, second, UNIT, MODEL)
                 # The cotangent of W_t is left right^T.
                 if MATRIX == 0:
-                    left, right = tl.load(between.to_z + t * D + c), features(between, t, h, P, MODEL)
+                    left = tl.load(between.to_z + t * D + c)
                     inner = left * tl.load(between.z + t * D + c)
                     if MODEL.whole:
                         o = tl.arange(0, D)
                         inner = tl.load(between.to_z + t * D + o) * tl.load(between.z + t * D + o)
                     add(between.to_x + t * P.hidden + h, tl.sum(w * left[:, None], 0, keep_dims=True))
+                    right = features(between, t, h, P, MODEL)
                 else:
-                    left = tl.load(q + t * D + c)
                     right = tl.load(between.to_x + t * P.hidden + h) * _through(between, t, h, MATRIX, P, MODEL)
                     row = tl.sum(w * right, 1)
+                    left = tl.load(q + t * D + c)
                     inner = left * row
                     if MODEL.whole:
                         inner = tl.sum(hidden_of(between, t, h, MATRIX, P, MODEL) * right, 0)
@@ -180,7 +183,6 @@ def _apply_back(
                 if P.before:
                     to_dual += to_full
             tl.debug_barrier()
-        to_dual_at, to_slot_at = bases_of(to, here, MATRIX, P)
         tl.store(to_dual_at + at, to_dual)
         if P.slots:
             tl.store(to_slot_at + at, to_slot)
