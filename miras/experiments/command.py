@@ -16,6 +16,7 @@ from miras.experiments.run import as_json, run
 from miras.report.page import Page
 from miras.report.sections import merged
 from miras.report.table import Table, words
+from miras.report.text import counted
 from miras.report.words import Facts
 from miras.train.config import TrainConfig
 from miras.train.files import write_text
@@ -61,7 +62,7 @@ def conduct(
     size = _size(plan, scale)
     facts = {"Scale": size, "Processor": cpu(), "Commit": commit() or "unknown"}
     sections = merged([*run(plan, out, jobs), Facts((command,), facts, "How to reproduce it")])
-    lead = f"{len(plan.models)} models, {plan.seeds} seeds. {size[0].upper()}{size[1:]}."
+    lead = f"{counted(len(plan.models), 'model')}, {counted(plan.seeds, 'seed')}. {size[0].upper()}{size[1:]}."
     Page(plan.title, lead, sections).write(out / "report.html")
     text = as_json(sections, {"experiment": name, "scale": scale, "title": plan.title})
     for path in (out / "results.json", *([results / f"{name}-{scale}.json"] if results else [])):
