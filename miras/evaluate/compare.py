@@ -17,7 +17,7 @@ from miras.errors import Diverged, UsageError, near
 from miras.evaluate.intervals import interval
 from miras.evaluate.loading import load_model, model_folder
 from miras.evaluate.scratch import ScratchConfig, learn
-from miras.evaluate.tasks import Haystack, LanguageTask, SyntheticTask, Task
+from miras.evaluate.tasks import LanguageTask, SyntheticTask, Task
 from miras.evaluate.tasks.base import Report, Row
 from miras.evaluate.tasks.settings import changed, shown
 from miras.registry import to_config
@@ -138,7 +138,7 @@ def _mean_row(task: Task, lines: Sequence[Row]) -> Row:
 def _about(name: str, task: Task, training: ScratchConfig | None, model: str) -> dict[str, Any]:
     """All that a result depends on but the seed."""
     about: dict[str, Any] = {"task": name, "settings": to_config(task), "training": None, "versions": versions()}
-    if isinstance(task, LanguageTask | Haystack):
+    if task.data is not None:
         about["data"] = load_corpus(task.data).hash
     if training is not None:
         config = dataclasses.replace(training, model=model)

@@ -145,8 +145,8 @@ def fused_backward(
     problem, (chunks, heads) = Problem.of(given, before), given.q.shape[:2]
     programs = min(chunks, max(1, PROGRAMS // heads))
     between = Between(a, b, z, sums, torch.empty_like(z), torch.zeros_like(a))
-    to = given._replace(
-        **{name: torch.zeros_like(x) for name, x in zip(given._fields[:4], given[:4], strict=True)},
+    to = Given(
+        *(torch.zeros_like(x) for x in given[:4]),
         lefts=tuple(torch.zeros_like(x) for x in given.lefts),
         bases=tuple(torch.empty_like(x) for x in given.bases),
         homes=(),

@@ -153,7 +153,8 @@ def _apply_back(
                 else:
                     first, second = of_rows(full, UNIT, MODEL)
                 w = weight(full, first, second, UNIT, MODEL)
-                # The cotangent of W_t is left right^T.
+                # The cotangent of W_t is left right^T. A thread has 255 registers and this takes 254: what is used last
+                # is made last, and `benchmarks/ahead_of_time.py` says whether another order spills.
                 if MATRIX == 0:
                     left = tl.load(between.to_z + t * D + c)
                     inner = left * tl.load(between.z + t * D + c)

@@ -34,9 +34,11 @@ class Task(Axis):
         level: names of the numbers that tell its levels apart.
         measures: what is compared between models; a line may hold more.
         less: those of them of which less is better.
+        data: text it is made from, see `miras.data.load_corpus`; None: it is made from none.
     """
 
     axis = "task"
+    data: str | None = None
     level: ClassVar[tuple[str, ...]]
     measures: ClassVar[tuple[str, ...]]
     less: ClassVar[tuple[str, ...]] = ()
@@ -51,7 +53,6 @@ class LanguageTask(Task):
 
     Attributes:
         seeded: whether the seed changes anything.
-        data: text it is made from, see `miras.data.load_corpus`.
     """
 
     seeded: ClassVar[bool]
